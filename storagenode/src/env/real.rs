@@ -1,0 +1,236 @@
+//! The real clock, randomness, disk and threads. The real network is in [`crate::tls`].
+
+#![allow(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use std::{
+    fs, io,
+    os::{fd::AsRawFd, unix::fs::FileExt},
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use super::{BoxFuture, Clock, Disk, DiskFile, DiskSpace, OpenMode, Random, Threads, Work};
+
+/// The machine's clocks.
+pub struct RealClock {
+    start: Instant,
+}
+
+impl Default for RealClock {
+    fn default() -> Self {
+        Self { start: Instant::now() }
+    }
+}
+
+impl Clock for RealClock {
+    fn monotonic(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    fn unix_ms(&self) -> i64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as i64)
+    }
+
+    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(tokio::time::sleep(duration))
+    }
+}
+
+/// The operating system's random numbers.
+pub struct RealRandom;
+
+impl Random for RealRandom {
+    fn fill(&self, bytes: &mut [u8]) {
+        aws_lc_rs::rand::fill(bytes).expect("the operating system gives random bytes");
+    }
+}
+
+/// The machine's file systems.
+pub struct RealDisk;
+
+impl Disk for RealDisk {
+    fn create_folder(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir_all(path)
+    }
+
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
+        let mut options = fs::OpenOptions::new();
+        match mode {
+            OpenMode::Read => options.read(true),
+            OpenMode::ReadWrite => options.read(true).write(true),
+            OpenMode::CreateNew => options.read(true).write(true).create_new(true),
+        };
+        Ok(Arc::new(RealFile(options.open(path)?)))
+    }
+
+    fn list(&self, folder: &Path) -> io::Result<Vec<String>> {
+        let mut names = fs::read_dir(folder)?
+            .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
+            .collect::<io::Result<Vec<_>>>()?;
+        names.sort();
+        Ok(names)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        fs::File::open(folder)?.sync_all()
+    }
+
+    fn space(&self, folder: &Path) -> io::Result<DiskSpace> {
+        let path = std::ffi::CString::new(folder.as_os_str().as_encoded_bytes())?;
+        // SAFETY: statvfs is plain data, for which zeros are a value; path is a C string that outlives the call.
+        let mut stats: libc::statvfs = unsafe { std::mem::zeroed() };
+        check(unsafe { libc::statvfs(path.as_ptr(), &mut stats) })?;
+        let block = stats.f_frsize as u64;
+        Ok(DiskSpace {
+            total_bytes: block * stats.f_blocks as u64,
+            available_bytes: block * stats.f_bavail as u64,
+        })
+    }
+}
+
+struct RealFile(fs::File);
+
+impl DiskFile for RealFile {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_exact_at(buffer, offset)
+    }
+
+    fn write_at(&self, parts: &[io::IoSlice<'_>], mut offset: u64) -> io::Result<()> {
+        // pwritev takes 1,024 parts at most and may write fewer bytes than given.
+        for group in parts.chunks(1024) {
+            let mut rest: Vec<io::IoSlice<'_>> = group.iter().filter(|part| !part.is_empty()).copied().collect();
+            let mut rest = rest.as_mut_slice();
+            while !rest.is_empty() {
+                // SAFETY: IoSlice is guaranteed to have the layout of iovec; the slices live through the call.
+                let written = unsafe {
+                    libc::pwritev(
+                        self.0.as_raw_fd(),
+                        rest.as_ptr().cast(),
+                        rest.len() as libc::c_int,
+                        offset as libc::off_t,
+                    )
+                };
+                match written {
+                    0 => return Err(io::ErrorKind::WriteZero.into()),
+                    count if count > 0 => {
+                        offset += count as u64;
+                        io::IoSlice::advance_slices(&mut rest, count as usize);
+                    }
+                    _ => match io::Error::last_os_error() {
+                        error if error.kind() == io::ErrorKind::Interrupted => {}
+                        error => return Err(error),
+                    },
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn allocate(&self, size: u64) -> io::Result<()> {
+        // SAFETY: a call on a file descriptor that is open as long as self.
+        match check(unsafe { libc::fallocate(self.0.as_raw_fd(), 0, 0, size as libc::off_t) }) {
+            // File systems without fallocate still work; they find out about a full disk when writing.
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => self.0.set_len(size),
+            other => other,
+        }
+    }
+
+    fn punch_hole(&self, offset: u64, length: u64) -> io::Result<()> {
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        // SAFETY: as above.
+        check(unsafe { libc::fallocate(self.0.as_raw_fd(), mode, offset as libc::off_t, length as libc::off_t) })
+    }
+
+    fn truncate(&self, size: u64) -> io::Result<()> {
+        self.0.set_len(size)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        self.0.sync_all()
+    }
+
+    fn forget_cached(&self, offset: u64, length: u64) -> io::Result<()> {
+        let advice = libc::POSIX_FADV_DONTNEED;
+        // SAFETY: as above; the call returns its error number.
+        match unsafe { libc::posix_fadvise(self.0.as_raw_fd(), offset as libc::off_t, length as libc::off_t, advice) } {
+            0 => Ok(()),
+            number => Err(io::Error::from_raw_os_error(number)),
+        }
+    }
+
+    fn lock(&self) -> io::Result<()> {
+        self.0.try_lock().map_err(|error| match error {
+            fs::TryLockError::WouldBlock => io::ErrorKind::WouldBlock.into(),
+            fs::TryLockError::Error(error) => error,
+        })
+    }
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Threads of the tokio runtime for blocking work.
+pub struct RealThreads;
+
+impl Threads for RealThreads {
+    fn run(&self, work: Work) -> BoxFuture<'static, ()> {
+        let task = tokio::task::spawn_blocking(work);
+        Box::pin(async move {
+            if let Err(error) = task.await
+                && error.is_panic()
+            {
+                std::panic::resume_unwind(error.into_panic());
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vectored_writes_land_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = RealDisk.open(&folder.path().join("f"), OpenMode::CreateNew).unwrap();
+        let parts: Vec<Vec<u8>> = (0..3000u32).map(|n| n.to_le_bytes()[..(n % 5) as usize % 4].to_vec()).collect();
+        let slices: Vec<io::IoSlice<'_>> = parts.iter().map(|part| io::IoSlice::new(part)).collect();
+        file.write_at(&slices, 7).unwrap();
+        let whole = parts.concat();
+        let mut read = vec![0; whole.len()];
+        file.read_at(&mut read, 7).unwrap();
+        assert_eq!(read, whole);
+        assert_eq!(file.size().unwrap(), 7 + whole.len() as u64);
+        assert_eq!(file.read_at(&mut [0; 8], file.size().unwrap()).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_lock_excludes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let first = RealDisk.open(&path, OpenMode::CreateNew).unwrap();
+        first.lock().unwrap();
+        let second = RealDisk.open(&path, OpenMode::ReadWrite).unwrap();
+        assert_eq!(second.lock().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        drop(first);
+        second.lock().unwrap();
+    }
+}

@@ -1,0 +1,1 @@
+//! Stored keys: one file each, with its schema in the doc comment.
