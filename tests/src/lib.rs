@@ -1,1 +1,7 @@
-//! placeholder
+//! What the tests stand on: outside programs, a real etcd, a real Kubernetes with kubelets.
+
+pub mod etcd;
+pub mod pki;
+pub mod ports;
+pub mod process;
+pub mod tools;

@@ -1,0 +1,294 @@
+//! Child processes of tests: logged to a file, ended with the test, even when the test is killed.
+//!
+//! A child is asked to die with its parent (`PR_SET_PDEATHSIG`). The kernel ties that to the *thread* that forked, and
+//! tests run on threads that come and go, so every child is forked by one thread that lives as long as the process.
+//! Each child also gets its own process group: Ctrl-C on a terminal reaches the test, which then ends its children in order.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Sender, SyncSender};
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+/// What to run, where its output goes, and in which network namespace.
+#[derive(Debug)]
+pub struct Spec {
+    name: String,
+    program: PathBuf,
+    args: Vec<OsString>,
+    env: Vec<(OsString, OsString)>,
+    clear_env: bool,
+    folder: Option<PathBuf>,
+    log: Option<PathBuf>,
+    netns: Option<PathBuf>,
+}
+
+impl Spec {
+    pub fn new(name: impl Into<String>, program: impl Into<PathBuf>) -> Self {
+        Self {
+            name: name.into(),
+            program: program.into(),
+            args: Vec::new(),
+            env: Vec::new(),
+            clear_env: false,
+            folder: None,
+            log: None,
+            netns: None,
+        }
+    }
+
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.args.push(arg.as_ref().to_owned());
+        self
+    }
+
+    pub fn args<I: IntoIterator<Item = A>, A: AsRef<OsStr>>(mut self, args: I) -> Self {
+        self.args.extend(args.into_iter().map(|a| a.as_ref().to_owned()));
+        self
+    }
+
+    pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.env.push((key.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// Starts from an empty environment, so that only what [`Spec::env`] says counts.
+    pub fn clear_env(mut self) -> Self {
+        self.clear_env = true;
+        self
+    }
+
+    /// The folder that the process starts in.
+    pub fn folder(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.folder = Some(folder.into());
+        self
+    }
+
+    /// Where standard output and error go (appended). Without it they go nowhere.
+    pub fn log(mut self, log: impl Into<PathBuf>) -> Self {
+        self.log = Some(log.into());
+        self
+    }
+
+    /// The network namespace to enter first, as a file such as `/run/netns/NAME`. Needs root.
+    pub fn netns(mut self, netns: Option<PathBuf>) -> Self {
+        self.netns = netns;
+        self
+    }
+
+    pub fn spawn(self) -> io::Result<Process> {
+        let mut command = Command::new(&self.program);
+        command.args(&self.args).stdin(Stdio::null()).process_group(0);
+        if self.clear_env {
+            command.env_clear();
+        }
+        command.envs(self.env.iter().map(|(k, v)| (k, v)));
+        if let Some(folder) = &self.folder {
+            command.current_dir(folder);
+        }
+        match &self.log {
+            Some(path) => {
+                let log = OpenOptions::new().create(true).append(true).open(path)?;
+                command.stdout(log.try_clone()?).stderr(log);
+            }
+            None => {
+                command.stdout(Stdio::null()).stderr(Stdio::null());
+            }
+        }
+        let netns = self.netns.as_ref().map(File::open).transpose()?.map(OwnedFd::from);
+        let parent = std::process::id() as i32;
+        // SAFETY: between fork and exec only async-signal-safe calls are made: prctl, getppid and setns.
+        unsafe {
+            command.pre_exec(move || prepare_child(parent, netns.as_ref()));
+        }
+        let child = fork_on_lasting_thread(command)
+            .map_err(|e| io::Error::new(e.kind(), format!("cannot start {}: {e}", self.program.display())))?;
+        let pid = child.id() as i32;
+        Ok(Process { name: self.name, pid, child: Mutex::new(child), log: self.log })
+    }
+}
+
+fn prepare_child(parent: i32, netns: Option<&OwnedFd>) -> io::Result<()> {
+    // SAFETY: plain system calls with valid arguments.
+    unsafe {
+        if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if libc::getppid() != parent {
+            return Err(io::ErrorKind::BrokenPipe.into()); // the test died before the line above took effect
+        }
+        if let Some(fd) = netns
+            && libc::setns(fd.as_raw_fd(), libc::CLONE_NEWNET) != 0
+        {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+type Job = (Command, SyncSender<io::Result<Child>>);
+
+fn fork_on_lasting_thread(command: Command) -> io::Result<Child> {
+    static FORKER: OnceLock<Mutex<Sender<Job>>> = OnceLock::new();
+    let forker = FORKER.get_or_init(|| {
+        let (jobs, inbox) = mpsc::channel::<Job>();
+        let run = move || {
+            for (mut command, reply) in inbox {
+                let _ = reply.send(command.spawn());
+            }
+        };
+        std::thread::Builder::new().name("forker".into()).spawn(run).expect("a thread can be started");
+        Mutex::new(jobs)
+    });
+    let (reply, answer) = mpsc::sync_channel(1);
+    forker.lock().expect("the forker's lock").send((command, reply)).expect("the forker lives");
+    answer.recv().expect("the forker answers")
+}
+
+/// A running child. Dropping it kills it.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    pid: i32,
+    child: Mutex<Child>,
+    log: Option<PathBuf>,
+}
+
+impl Process {
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    pub fn log(&self) -> Option<&Path> {
+        self.log.as_deref()
+    }
+
+    /// How it ended, if it has.
+    pub fn exited(&self) -> Option<ExitStatus> {
+        self.child.lock().expect("child lock").try_wait().ok().flatten()
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    pub fn kill(&self) -> ExitStatus {
+        let mut child = self.child.lock().expect("child lock");
+        let _ = child.kill();
+        child.wait().unwrap_or_else(|_| ExitStatus::from_raw(libc::SIGKILL))
+    }
+
+    /// SIGTERM, then SIGKILL if it is still there after `grace`.
+    pub fn terminate(&self, grace: Duration) -> ExitStatus {
+        self.signal(libc::SIGTERM);
+        match poll(grace, Duration::from_millis(20), || self.exited()) {
+            Some(status) => status,
+            None => self.kill(),
+        }
+    }
+
+    /// SIGSTOP: the process answers nothing, its connections stay open.
+    pub fn pause(&self) {
+        self.signal(libc::SIGSTOP);
+    }
+
+    /// SIGCONT.
+    pub fn resume(&self) {
+        self.signal(libc::SIGCONT);
+    }
+
+    pub fn signal(&self, signal: i32) {
+        let mut child = self.child.lock().expect("child lock");
+        // A child that was waited for has given its pid back: it may be someone else's by now.
+        if let Ok(None) = child.try_wait() {
+            // SAFETY: the pid is our own child's, which is not reaped yet.
+            unsafe { libc::kill(self.pid, signal) };
+        }
+    }
+
+    /// The last `lines` lines of its log.
+    pub fn log_tail(&self, lines: usize) -> String {
+        self.log.as_deref().map(|p| tail(p, lines)).unwrap_or_default()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The last `lines` lines of a file, or why it cannot be read.
+pub fn tail(path: &Path, lines: usize) -> String {
+    const MOST_BYTES: u64 = 64 * 1024;
+    let read = || -> io::Result<String> {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(MOST_BYTES)))?;
+        let mut bytes = Vec::new();
+        file.take(MOST_BYTES).read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    match read() {
+        Ok(text) => {
+            let all: Vec<&str> = text.lines().collect();
+            all[all.len().saturating_sub(lines)..].join("\n")
+        }
+        Err(e) => format!("({}: {e})", path.display()),
+    }
+}
+
+/// Asks `condition` again and again until it has an answer or the time is over. Blocks the thread.
+pub fn poll<T>(limit: Duration, pause: Duration, mut condition: impl FnMut() -> Option<T>) -> Option<T> {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = condition() {
+            return Some(found);
+        }
+        if start.elapsed() >= limit {
+            return None;
+        }
+        std::thread::sleep(pause);
+    }
+}
+
+/// When a process started, in clock ticks since boot: a pid and this name one process for ever.
+pub fn start_ticks(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in brackets, may hold spaces and brackets: count from the last closing one.
+    stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn child_is_logged_paused_and_killed() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        let spec = Spec::new("sh", "/bin/sh").args(["-c", "echo $GREETING; sleep 60"]).env("GREETING", "hello");
+        let child = spec.log(&log).spawn().unwrap();
+        let seen = poll(Duration::from_secs(5), Duration::from_millis(5), || {
+            (child.log_tail(3) == "hello").then_some(())
+        });
+        assert!(seen.is_some(), "log: {}", child.log_tail(3));
+        assert!(start_ticks(child.pid()).is_some());
+        child.pause();
+        assert!(child.exited().is_none());
+        assert_eq!(child.kill().signal(), Some(libc::SIGKILL));
+        assert!(child.exited().is_some());
+    }
+
+    #[test]
+    fn missing_program_is_named() {
+        let error = Spec::new("x", "/nowhere/program").spawn().unwrap_err();
+        assert!(error.to_string().contains("/nowhere/program"), "{error}");
+    }
+}
