@@ -197,7 +197,7 @@ impl EtcdCluster {
             Healthy,
             Ended,
         }
-        let seen = poll(HEALTHY_WITHIN, Duration::from_millis(20), || {
+        let seen = poll(HEALTHY_WITHIN, Duration::from_millis(50), || {
             if self.slot(member).as_ref().is_none_or(|p| p.exited().is_some()) {
                 return Some(Seen::Ended);
             }
@@ -274,7 +274,7 @@ fn arguments(index: usize, ports: &[u16; 3], initial: &str, folder: &Path, optio
         format!("--initial-advertise-peer-urls=http://127.0.0.1:{peer}"),
         format!("--listen-metrics-urls=http://127.0.0.1:{health}"),
         format!("--initial-cluster={initial}"),
-        format!("--initial-cluster-token=cairn-test-{client}"),
+        format!("--initial-cluster-token={initial}"),
         "--initial-cluster-state=new".to_string(),
         "--log-level=warn".to_string(),
     ];
