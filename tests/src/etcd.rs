@@ -262,7 +262,13 @@ fn target_folder() -> PathBuf {
     of_program.map(Path::to_path_buf).unwrap_or_else(|| PathBuf::from("target"))
 }
 
-fn arguments(index: usize, ports: &[u16; 3], initial: &str, folder: &Path, options: &EtcdOptions) -> Vec<String> {
+fn arguments(
+    index: usize,
+    ports: &[u16; 3],
+    initial: &str,
+    folder: &Path,
+    options: &EtcdOptions,
+) -> Vec<String> {
     let [client, peer, health] = ports;
     let scheme = if options.tls { "https" } else { "http" };
     let mut all = vec![

@@ -1,5 +1,6 @@
 //! What the tests stand on: outside programs, a real etcd, a real Kubernetes with kubelets.
 
+pub mod bed;
 pub mod etcd;
 pub mod pki;
 pub mod ports;

@@ -29,7 +29,9 @@ pub fn free(count: usize) -> Vec<u16> {
             ports.push(port);
         }
     }
-    panic!("no {count} free TCP ports between {LOWEST} and {HIGHEST}: end what listens there (see `ss -ltn`)");
+    panic!(
+        "no {count} free TCP ports between {LOWEST} and {HIGHEST}: end what listens there (see `ss -ltn`)"
+    );
 }
 
 /// One free port.

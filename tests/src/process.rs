@@ -82,6 +82,10 @@ impl Spec {
     }
 
     pub fn spawn(self) -> io::Result<Process> {
+        self.spawn_with(None)
+    }
+
+    fn spawn_with(self, files: Option<Redirect>) -> io::Result<Process> {
         let mut command = Command::new(&self.program);
         command.args(&self.args).stdin(Stdio::null()).process_group(0);
         if self.clear_env {
@@ -91,12 +95,15 @@ impl Spec {
         if let Some(folder) = &self.folder {
             command.current_dir(folder);
         }
-        match &self.log {
-            Some(path) => {
+        match (&self.log, files) {
+            (_, Some(files)) => {
+                command.stdin(files.stdin).stdout(files.stdout).stderr(files.stderr);
+            }
+            (Some(path), None) => {
                 let log = OpenOptions::new().create(true).append(true).open(path)?;
                 command.stdout(log.try_clone()?).stderr(log);
             }
-            None => {
+            (None, None) => {
                 command.stdout(Stdio::null()).stderr(Stdio::null());
             }
         }
@@ -111,6 +118,12 @@ impl Spec {
         let pid = child.id() as i32;
         Ok(Process { name: self.name, pid, child: Mutex::new(child), log: self.log })
     }
+}
+
+struct Redirect {
+    stdin: File,
+    stdout: File,
+    stderr: File,
 }
 
 fn prepare_child(parent: i32, netns: Option<&OwnedFd>) -> io::Result<()> {
@@ -224,6 +237,41 @@ impl Drop for Process {
     }
 }
 
+/// What a program that ran to its end has printed.
+#[derive(Clone, Debug)]
+pub struct Output {
+    pub success: bool,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// Runs a program to its end, at most `limit` long, with `input` on its standard input.
+pub fn run(spec: Spec, input: Option<&[u8]>, limit: Duration) -> io::Result<Output> {
+    let folder = tempfile::tempdir()?;
+    let path = |name: &str| folder.path().join(name);
+    // Files instead of pipes: nobody has to read while the other side writes.
+    std::fs::write(path("in"), input.unwrap_or_default())?;
+    let (name, program) = (spec.name.clone(), spec.program.clone());
+    let files = Redirect {
+        stdin: File::open(path("in"))?,
+        stdout: File::create(path("out"))?,
+        stderr: File::create(path("err"))?,
+    };
+    let child = spec.spawn_with(Some(files))?;
+    let status = poll(limit, Duration::from_millis(10), || child.exited());
+    if status.is_none() {
+        child.kill();
+    }
+    let text = |name: &str| std::fs::read(path(name)).map(|b| String::from_utf8_lossy(&b).into_owned());
+    let mut output =
+        Output { success: status.is_some_and(|s| s.success()), stdout: text("out")?, stderr: text("err")? };
+    if status.is_none() {
+        let seconds = limit.as_secs();
+        output.stderr.push_str(&format!("\n{name} ({}) was ended after {seconds} s\n", program.display()));
+    }
+    Ok(output)
+}
+
 /// The last `lines` lines of a file, or why it cannot be read.
 pub fn tail(path: &Path, lines: usize) -> String {
     const MOST_BYTES: u64 = 64 * 1024;
@@ -273,7 +321,8 @@ mod tests {
     fn child_is_logged_paused_and_killed() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log");
-        let spec = Spec::new("sh", "/bin/sh").args(["-c", "echo $GREETING; sleep 60"]).env("GREETING", "hello");
+        let spec =
+            Spec::new("sh", "/bin/sh").args(["-c", "echo $GREETING; sleep 60"]).env("GREETING", "hello");
         let child = spec.log(&log).spawn().unwrap();
         let seen = poll(Duration::from_secs(5), Duration::from_millis(5), || {
             (child.log_tail(3) == "hello").then_some(())
@@ -284,6 +333,16 @@ mod tests {
         assert!(child.exited().is_none());
         assert_eq!(child.kill().signal(), Some(libc::SIGKILL));
         assert!(child.exited().is_some());
+    }
+
+    #[test]
+    fn run_gives_input_takes_output_and_has_a_limit() {
+        let limit = Duration::from_secs(5);
+        let output = run(Spec::new("cat", "/bin/cat"), Some(b"hello"), limit).unwrap();
+        assert_eq!((output.success, output.stdout.as_str()), (true, "hello"));
+        let output =
+            run(Spec::new("sleep", "/bin/sleep").arg("60"), None, Duration::from_millis(50)).unwrap();
+        assert!(!output.success && output.stderr.contains("was ended"), "{output:?}");
     }
 
     #[test]

@@ -103,9 +103,8 @@ fn build_module(
         let aside = base.join(format!(".build-{}", module.folder));
         let _ = fs::remove_dir_all(&aside); // left by a build that was ended
         fs::create_dir_all(&aside).map_err(ToolError::io(aside.display().to_string()))?;
-        let result = go_build(module, &alike, &flags, &aside, progress).and_then(|()| {
-            alike.iter().map(|p| install(p, &aside, &base)).collect::<Result<Vec<_>, _>>()
-        });
+        let result = go_build(module, &alike, &flags, &aside, progress)
+            .and_then(|()| alike.iter().map(|p| install(p, &aside, &base)).collect::<Result<Vec<_>, _>>());
         let _ = fs::remove_dir_all(&aside);
         built.extend(result?);
     }
@@ -125,7 +124,9 @@ fn go_build(
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/go").join(module.folder);
     progress.say(&format!("building {names} (once; kept in {})", cache_folder()?.join("tools").display()));
     let mut command = Command::new(go);
-    command.args(["build", "-buildvcs=false", "-mod=readonly", "-trimpath", "-ldflags", flags, "-o"]).arg(out);
+    command
+        .args(["build", "-buildvcs=false", "-mod=readonly", "-trimpath", "-ldflags", flags, "-o"])
+        .arg(out);
     command.args(programs.iter().map(|p| p.package)).current_dir(&folder);
     command.env("CGO_ENABLED", "0").env("GOWORK", "off").stdin(Stdio::null());
 

@@ -31,7 +31,9 @@ pub use require::{Need, Skip, require, skip};
 pub enum ToolError {
     #[error("no program named {0} in tests/src/tools/catalog.rs")]
     Unknown(String),
-    #[error("the tests build {0} from Go modules and there is no `go` on PATH: install Go 1.21 or newer (https://go.dev/dl)")]
+    #[error(
+        "the tests build {0} from Go modules and there is no `go` on PATH: install Go 1.21 or newer (https://go.dev/dl)"
+    )]
     NoGo(String),
     #[error("`go build` of {what} failed; run it by hand in {folder}:\n{output}")]
     GoBuild { what: String, folder: String, output: String },

@@ -137,6 +137,7 @@ fn cgroups() -> Result<(), String> {
     static COUNT: AtomicU32 = AtomicU32::new(0); // tests of one process ask at once
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     let probe = memory.join(format!("cairn-probe-{}-{number}", std::process::id()));
-    fs::create_dir(&probe).map_err(|e| format!("cannot make a control group in {}: {e}: {how}", memory.display()))?;
+    fs::create_dir(&probe)
+        .map_err(|e| format!("cannot make a control group in {}: {e}: {how}", memory.display()))?;
     fs::remove_dir(&probe).map_err(|e| format!("cannot remove {}: {e}: {how}", probe.display()))
 }
