@@ -3,6 +3,7 @@
 //! Dependencies point down: `api` → `files` → `replication` → `chunks`, `meta`; everything reaches the world outside
 //! through [`env`]. See `docs/ARCHITECTURE.md` for a byte's way through these modules.
 
+pub mod api;
 pub mod env;
 pub mod files;
 pub mod meta;
