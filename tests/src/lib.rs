@@ -2,6 +2,7 @@
 
 pub mod bed;
 pub mod etcd;
+pub mod mounts;
 pub mod pki;
 pub mod ports;
 pub mod process;

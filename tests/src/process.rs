@@ -15,6 +15,8 @@ use std::sync::mpsc::{self, Sender, SyncSender};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use crate::mounts::View;
+
 /// What to run, where its output goes, and in which network namespace.
 #[derive(Debug)]
 pub struct Spec {
@@ -26,6 +28,7 @@ pub struct Spec {
     folder: Option<PathBuf>,
     log: Option<PathBuf>,
     netns: Option<PathBuf>,
+    view: View,
 }
 
 impl Spec {
@@ -39,6 +42,7 @@ impl Spec {
             folder: None,
             log: None,
             netns: None,
+            view: View::Same,
         }
     }
 
@@ -81,6 +85,12 @@ impl Spec {
         self
     }
 
+    /// Which files the process sees. Another view than ours starts in `/`.
+    pub fn view(mut self, view: View) -> Self {
+        self.view = view;
+        self
+    }
+
     pub fn spawn(self) -> io::Result<Process> {
         self.spawn_with(None)
     }
@@ -109,9 +119,10 @@ impl Spec {
         }
         let netns = self.netns.as_ref().map(File::open).transpose()?.map(OwnedFd::from);
         let parent = std::process::id() as i32;
-        // SAFETY: between fork and exec only async-signal-safe calls are made: prctl, getppid and setns.
+        let view = self.view.prepare()?;
+        // SAFETY: between fork and exec only system calls are made.
         unsafe {
-            command.pre_exec(move || prepare_child(parent, netns.as_ref()));
+            command.pre_exec(move || prepare_child(parent, netns.as_ref()).and_then(|()| view.enter()));
         }
         let child = fork_on_lasting_thread(command)
             .map_err(|e| io::Error::new(e.kind(), format!("cannot start {}: {e}", self.program.display())))?;

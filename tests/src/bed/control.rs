@@ -151,6 +151,8 @@ impl Plane {
             "--use-service-account-credentials=true".to_string(),
             "--leader-elect=false".to_string(),
             "--secure-port=0".to_string(),
+            // Makes this folder, by default one of the machine's.
+            format!("--flex-volume-plugin-dir={}", place.folder().join("flex").display()),
             // A lost node is seen in seconds, not in a minute.
             "--node-monitor-grace-period=12s".to_string(),
             "--node-monitor-period=1s".to_string(),

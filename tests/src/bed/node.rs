@@ -10,11 +10,23 @@ use std::time::Duration;
 
 use super::control::{PLANE_IP, Plane, make_bare_namespace, node_ip};
 use super::{BedError, OciImage, Place, cgroup, teardown};
+use crate::mounts::{Mount, View};
 use crate::process::{Process, Spec, poll, run};
 use crate::tools::Tools;
 
 /// The image that holds a pod's namespaces, and the smallest container a test can run.
 pub const PAUSE_IMAGE: &str = "localhost/pause:1";
+
+/// Where kubelet, containerd and CNI plugins write whatever they are told.
+const OWN_FOLDERS: [&str; 4] = ["/var/lib", "/var/log", "/opt", "/usr/libexec"];
+const OWN_SETTINGS: [&str; 6] = [
+    "/proc/sys/vm/overcommit_memory",
+    "/proc/sys/vm/panic_on_oom",
+    "/proc/sys/kernel/panic",
+    "/proc/sys/kernel/panic_on_oops",
+    "/proc/sys/kernel/keys/root_maxkeys",
+    "/proc/sys/kernel/keys/root_maxbytes",
+];
 
 const CONTAINERD_WITHIN: Duration = Duration::from_secs(60);
 const IMPORT_WITHIN: Duration = Duration::from_secs(120);
@@ -92,7 +104,8 @@ impl Node {
         self.set_link(true)?;
         fs::create_dir_all(&self.run)?;
         let configuration = self.file("containerd.toml").display().to_string();
-        self.spawn("containerd", &["-c".to_string(), configuration])?;
+        let view = self.view()?;
+        let containerd = self.spawn("containerd", &["-c".to_string(), configuration], view)?;
         // The socket answers before the plugins behind it are loaded; it is ctr that tells.
         let socket = self.socket();
         let ready = poll(CONTAINERD_WITHIN, Duration::from_millis(50), || {
@@ -114,7 +127,7 @@ impl Node {
             format!("--cert-dir={}", self.file("kubelet-pki").display()),
             format!("--node-labels=topology.kubernetes.io/zone=zone-{zone}"),
         ];
-        self.spawn("kubelet", &kubelet)?;
+        self.spawn("kubelet", &kubelet, View::Of(containerd))?;
         let proxy = [
             format!("--kubeconfig={}", self.file("proxy.kubeconfig").display()),
             format!("--hostname-override={}", self.name),
@@ -125,7 +138,7 @@ impl Node {
             "--conntrack-tcp-timeout-established=0".to_string(),
             "--conntrack-tcp-timeout-close-wait=0".to_string(),
         ];
-        self.spawn("kube-proxy", &proxy)?;
+        self.spawn("kube-proxy", &proxy, View::Of(containerd))?;
         Ok(())
     }
 
@@ -139,9 +152,7 @@ impl Node {
     pub fn kill(&self) -> Result<(), BedError> {
         self.set_link(false)?;
         self.end();
-        teardown::unmount_below(&self.folder);
-        teardown::unmount_below(&self.run);
-        fs::remove_dir_all(&self.run)?;
+        teardown::remove_folder(&self.run);
         Ok(())
     }
 
@@ -171,18 +182,38 @@ impl Node {
         Err(BedError::Command { what, output: output.stderr })
     }
 
-    fn spawn(&self, program: &str, arguments: &[String]) -> io::Result<()> {
+    /// What the node's programs see: places that all of a machine's kubelets share are the node's own, and so are the
+    /// settings of the kernel that kubelet changes.
+    fn view(&self) -> io::Result<View> {
+        let mut mounts = Vec::new();
+        for shared in OWN_FOLDERS.map(Path::new) {
+            if shared.is_dir() && !self.folder.starts_with(shared) {
+                let changes = self.folder.join("own").join(shared.strip_prefix("/").unwrap_or(shared));
+                mounts.push(Mount::copy_on_write(shared, &changes)?);
+            }
+        }
+        for setting in OWN_SETTINGS.map(Path::new).into_iter().filter(|s| s.is_file()) {
+            let own = self.folder.join("own").join(setting.strip_prefix("/").unwrap_or(setting));
+            fs::create_dir_all(own.parent().unwrap_or(&own))?;
+            fs::write(&own, fs::read(setting)?)?;
+            mounts.push(Mount::replace(setting, &own));
+        }
+        Ok(View::Own(mounts))
+    }
+
+    fn spawn(&self, program: &str, arguments: &[String], view: View) -> io::Result<i32> {
         let name = format!("{program}-{}", self.name);
         let spec = Spec::new(&name, self.tools.path(program))
             .args(arguments)
             .env("PATH", self.tools.search_path())
-            .folder(&self.folder)
             .netns(Some(self.netns.clone()))
+            .view(view)
             .log(self.logs.join(format!("{name}.log")));
         let process = spec.spawn()?;
-        teardown::record_in(&self.pids, &name, process.pid());
+        let pid = process.pid();
+        teardown::record_in(&self.pids, &name, pid);
         self.lock().push(process);
-        Ok(())
+        Ok(pid)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Process>> {
@@ -239,6 +270,10 @@ state = "{run}/state"
 [plugins.'io.containerd.cri.v1.runtime']
   restrict_oom_score_adj = true
   netns_mounts_under_state_dir = true
+  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+      Root = "{run}/runc"
   [plugins.'io.containerd.cri.v1.runtime'.cni]
     bin_dirs = ["{bridge}"]
     conf_dir = "{net}"

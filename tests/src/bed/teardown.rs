@@ -112,7 +112,8 @@ pub fn unmount(point: &Path) {
     }
 }
 
-fn remove_folder(folder: &Path) {
+/// Removes a folder and all in it.
+pub fn remove_folder(folder: &Path) {
     // Files of a process that has just been killed may appear until the kernel has ended it.
     poll(Duration::from_secs(3), Duration::from_millis(50), || {
         let _ = fs::remove_dir_all(folder);
