@@ -288,12 +288,11 @@ impl Bed {
         self.place.folder()
     }
 
-    /// What one wants to read after a failure: pods, events, the end of every log.
+    /// What one wants to read after a failure: pods, events, the ends of the logs of pods and of the cluster's parts.
     pub fn report(&self) -> String {
         let mut all = String::new();
-        let queries: [&[&str]; 3] = [
+        let queries: [&[&str]; 2] = [
             &["get", "nodes,pods,pvc", "-A", "-o", "wide", "--request-timeout=5s"],
-            &["describe", "pods", "-A", "--request-timeout=5s"],
             &["get", "events", "-A", "--sort-by=.lastTimestamp", "--request-timeout=5s"],
         ];
         for query in queries {
@@ -302,10 +301,13 @@ impl Bed {
             let end = lines[lines.len().saturating_sub(60)..].join("\n");
             all.push_str(&format!("--- kubectl {}\n{end}\n", query.join(" ")));
         }
-        let logs = walkdir::WalkDir::new(self.folder().join("log")).sort_by_file_name();
-        for entry in logs.into_iter().flatten().filter(|e| e.file_type().is_file()) {
-            let name = entry.path().strip_prefix(self.folder()).unwrap_or(entry.path());
-            all.push_str(&format!("--- end of {}\n{}\n", name.display(), tail(entry.path(), 12)));
+        let pods = self.nodes.iter().map(|n| (n.pod_logs(), 25));
+        for (folder, lines) in pods.chain([(self.folder().join("log"), 8)]) {
+            let files = walkdir::WalkDir::new(folder).sort_by_file_name().into_iter().flatten();
+            for file in files.filter(|f| f.file_type().is_file()) {
+                let name = file.path().strip_prefix(self.folder()).unwrap_or(file.path());
+                all.push_str(&format!("--- end of {}\n{}\n", name.display(), tail(file.path(), lines)));
+            }
         }
         all
     }

@@ -96,6 +96,11 @@ impl Node {
         self.folder.join("volumes").join(index.to_string())
     }
 
+    /// Where kubelet keeps what pods print, one folder each.
+    pub fn pod_logs(&self) -> PathBuf {
+        self.file("pod-logs")
+    }
+
     /// Starts containerd, loads images, starts kubelet and kube-proxy.
     pub fn start(&self, images: &[OciImage]) -> Result<(), BedError> {
         if !self.lock().is_empty() {
@@ -307,7 +312,7 @@ state = "{run}/state"
             "nodeStatusUpdateFrequency": "2s",
             "nodeLeaseDurationSeconds": 8,
             "crashLoopBackOff": { "maxContainerRestartPeriod": "5s" },
-            "podLogsDir": self.file("pod-logs"),
+            "podLogsDir": self.pod_logs(),
         })
         .to_string()
     }
