@@ -1,0 +1,274 @@
+//! The messages of one upload attempt: a header, then content in pieces, counted and digested on their way out.
+//!
+//! An upload stream cannot carry an error, and one that merely ends would be taken for complete. So when the source
+//! fails, the stream stays open and silent, and [`Watch::failed`] tells the caller, who drops the call: the server
+//! sees a reset, never an end.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use cairn_proto::v1::upload_request::Part;
+use cairn_proto::v1::{UploadHeader, UploadRequest};
+use futures::{Stream, StreamExt};
+use tokio::sync::Notify;
+
+use super::source::ContentStream;
+use super::{Counter, MESSAGE_BYTES};
+use crate::error::Error;
+
+/// The stream that is handed to the call.
+pub(crate) struct Outgoing {
+    header: Option<UploadHeader>,
+    content: ContentStream,
+    /// What is left of a piece larger than a message.
+    rest: Bytes,
+    hasher: blake3::Hasher,
+    size_bytes: Option<u64>,
+    sent_bytes: u64,
+    what: String,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    began: Instant,
+    /// Milliseconds from `began` to the last message.
+    moved_ms: AtomicU64,
+    /// Everything was handed over: from here on the server may commit.
+    complete: AtomicBool,
+    failure: Mutex<Option<Error>>,
+    failed: Notify,
+    digest: Mutex<Option<(u64, blake3::Hash)>>,
+    counter: Option<Counter>,
+    counted: AtomicU64,
+}
+
+/// The caller's view of an [`Outgoing`] that is on its way.
+pub(crate) struct Watch(Arc<Shared>);
+
+/// Prepares one attempt.
+pub(crate) fn outgoing(
+    header: UploadHeader,
+    content: ContentStream,
+    what: String,
+    counter: Option<Counter>,
+) -> (Outgoing, Watch) {
+    let shared = Arc::new(Shared {
+        began: Instant::now(),
+        moved_ms: AtomicU64::new(0),
+        complete: AtomicBool::new(false),
+        failure: Mutex::new(None),
+        failed: Notify::new(),
+        digest: Mutex::new(None),
+        counter,
+        counted: AtomicU64::new(0),
+    });
+    let outgoing = Outgoing {
+        size_bytes: header.size_bytes,
+        header: Some(header),
+        content,
+        rest: Bytes::new(),
+        hasher: blake3::Hasher::new(),
+        sent_bytes: 0,
+        what,
+        shared: Arc::clone(&shared),
+    };
+    (outgoing, Watch(shared))
+}
+
+impl Outgoing {
+    fn send(&mut self, piece: Bytes) -> UploadRequest {
+        self.hasher.update(&piece);
+        self.sent_bytes += piece.len() as u64;
+        if self.size_bytes == Some(self.sent_bytes) {
+            self.complete();
+        }
+        self.shared.moved();
+        if let Some(counter) = &self.shared.counter {
+            counter.add(piece.len() as u64);
+            self.shared.counted.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        }
+        UploadRequest { part: Some(Part::Data(piece)) }
+    }
+
+    fn complete(&self) {
+        let digest = (self.sent_bytes, self.hasher.finalize());
+        *self.shared.digest.lock().unwrap_or_else(PoisonError::into_inner) = Some(digest);
+        self.shared.complete.store(true, Ordering::Release);
+    }
+
+    fn fail(&self, error: Error) {
+        *self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        self.shared.failed.notify_one();
+    }
+
+    fn wrong_length(&self) -> Error {
+        Error::local(
+            format!("{} changed its length while it was read", self.what),
+            "upload it again when nothing writes to it",
+        )
+    }
+}
+
+impl Stream for Outgoing {
+    type Item = UploadRequest;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<UploadRequest>> {
+        if let Some(header) = self.header.take() {
+            return Poll::Ready(Some(UploadRequest { part: Some(Part::Header(header)) }));
+        }
+        loop {
+            if !self.rest.is_empty() {
+                let length = self.rest.len().min(MESSAGE_BYTES);
+                let piece = self.rest.split_to(length);
+                return Poll::Ready(Some(self.send(piece)));
+            }
+            match self.content.poll_next_unpin(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(Ok(piece))) => {
+                    let so_far = self.sent_bytes + piece.len() as u64;
+                    if self.size_bytes.is_some_and(|size| so_far > size) {
+                        self.fail(self.wrong_length());
+                        return Poll::Pending;
+                    }
+                    self.rest = piece;
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    self.fail(Error::local_io(&format!("cannot read {}", self.what), &error));
+                    return Poll::Pending;
+                }
+                Poll::Ready(None) => {
+                    if self.size_bytes.is_some_and(|size| self.sent_bytes != size) {
+                        self.fail(self.wrong_length());
+                        return Poll::Pending;
+                    }
+                    self.complete();
+                    return Poll::Ready(None);
+                }
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn moved(&self) {
+        // At least 1, which tells that something has moved.
+        self.moved_ms.store(self.began.elapsed().as_millis().max(1) as u64, Ordering::Relaxed);
+    }
+}
+
+impl Watch {
+    /// Resolves when the source has failed.
+    pub async fn failed(&self) -> Error {
+        loop {
+            if let Some(error) = self.0.failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                return error;
+            }
+            self.0.failed.notified().await;
+        }
+    }
+
+    /// Resolves when nothing has moved for `limit`.
+    pub async fn stalled(&self, limit: Duration) {
+        loop {
+            let moved = Duration::from_millis(self.0.moved_ms.load(Ordering::Relaxed));
+            let idle = self.0.began.elapsed().saturating_sub(moved);
+            match limit.checked_sub(idle) {
+                Some(left) if !left.is_zero() => tokio::time::sleep(left).await,
+                _ => return,
+            }
+        }
+    }
+
+    /// Whether the server can have committed: it has been given everything.
+    pub fn was_complete(&self) -> bool {
+        self.0.complete.load(Ordering::Acquire)
+    }
+
+    /// Whether any content was taken by the connection.
+    pub fn has_moved(&self) -> bool {
+        self.0.moved_ms.load(Ordering::Relaxed) > 0
+    }
+
+    /// Length and digest of what was sent, once all of it was.
+    pub fn digest(&self) -> Option<(u64, blake3::Hash)> {
+        *self.0.digest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes back what was counted: the attempt came to nothing.
+    pub fn uncount(&self) {
+        if let Some(counter) = &self.0.counter {
+            counter.take_back(self.0.counted.swap(0, Ordering::Relaxed));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use futures::{FutureExt, stream};
+
+    use super::*;
+
+    fn make(
+        size_bytes: Option<u64>,
+        pieces: Vec<io::Result<Bytes>>,
+        counter: Option<Counter>,
+    ) -> (Outgoing, Watch) {
+        let header = UploadHeader { size_bytes, ..Default::default() };
+        outgoing(header, stream::iter(pieces).boxed(), "it".into(), counter)
+    }
+
+    #[tokio::test]
+    async fn large_pieces_are_split_counted_and_digested() {
+        let content = Bytes::from(vec![7; 2 * MESSAGE_BYTES + 5]);
+        let counter = Counter::default();
+        let size = content.len() as u64;
+        let (outgoing, watch) = make(Some(size), vec![Ok(content.clone())], Some(counter.clone()));
+        let lengths: Vec<usize> = outgoing
+            .filter_map(|message| async {
+                match message.part? {
+                    Part::Data(data) => Some(data.len()),
+                    Part::Header(_) => None,
+                }
+            })
+            .collect()
+            .await;
+        assert_eq!(lengths, [MESSAGE_BYTES, MESSAGE_BYTES, 5]);
+        assert!(watch.was_complete());
+        assert_eq!(watch.digest(), Some((size, blake3::hash(&content))));
+        assert_eq!(counter.get(), size);
+        watch.uncount();
+        assert_eq!(counter.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_failing_source_never_looks_like_the_end() {
+        let cases: Vec<(Option<u64>, Vec<io::Result<Bytes>>)> = vec![
+            (None, vec![Ok("abc".into()), Err(io::Error::other("disk gone"))]),
+            (Some(5), vec![Ok("abc".into())]),
+            (Some(2), vec![Ok("abc".into())]),
+        ];
+        for (size, pieces) in cases {
+            let (mut outgoing, watch) = make(size, pieces, None);
+            let mut next = outgoing.next().now_or_never();
+            while let Some(Some(_)) = next {
+                next = outgoing.next().now_or_never();
+            }
+            assert_eq!(next, None, "the stream must stay open");
+            assert!(watch.failed().now_or_never().is_some());
+            assert!(!watch.was_complete());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_silent_upload_is_noticed() {
+        let (_outgoing, watch) = make(None, vec![], None);
+        assert!(watch.stalled(Duration::ZERO).now_or_never().is_some());
+        assert!(watch.stalled(Duration::from_secs(60)).now_or_never().is_none());
+    }
+}
