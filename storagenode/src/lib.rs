@@ -4,6 +4,7 @@
 //! through [`env`]. See `docs/ARCHITECTURE.md` for a byte's way through these modules.
 
 pub mod api;
+pub mod chunks;
 pub mod env;
 pub mod files;
 pub mod meta;

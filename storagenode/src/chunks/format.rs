@@ -1,0 +1,335 @@
+//! Bytes of segment files: a header page, then records (R8, R20). Layouts are in `docs/formats.md`.
+//!
+//! A record's checksum also covers where it is (disk, segment, offset), so that bytes that ended up somewhere else, or are
+//! left from another life of the file, are no records.
+
+use std::fmt;
+
+use cairn_placement::{ChunkId, Generation, Incarnation, VolumeId};
+
+use super::{
+    MAX_PLAIN_BYTES,
+    header::{ChunkHeader, frame_count},
+};
+
+pub use v1::{MAX_RECORD_HEADER_BYTES, RECORD_ALIGNMENT, SEGMENT_HEADER_BYTES, decode_record, encode_record};
+pub use v1::{SegmentHeader, decode_segment_header, encode_segment_header};
+
+/// Names a segment: the boot of the store that wrote it, and a number within that boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SegmentId {
+    pub boot: u64,
+    pub number: u32,
+}
+
+impl fmt::Display for SegmentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}-{:08x}.seg", self.boot, self.number)
+    }
+}
+
+impl SegmentId {
+    /// The segment whose file has this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        let (boot, number) = name.strip_suffix(".seg")?.split_once('-')?;
+        let id =
+            Self { boot: u64::from_str_radix(boot, 16).ok()?, number: u32::from_str_radix(number, 16).ok()? };
+        (id.to_string() == name).then_some(id)
+    }
+}
+
+/// Order of all records of one disk: the boot that first wrote them, then a number within it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Sequence {
+    pub boot: u64,
+    pub number: u64,
+}
+
+/// A chunk's deletion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Tombstone {
+    pub id: ChunkId,
+    pub volume: VolumeId,
+    /// As in the chunk's header: inventories are per placement group and number of copies.
+    pub copies: u8,
+}
+
+/// Where a record is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    pub incarnation: Incarnation,
+    pub segment: SegmentId,
+    pub offset: u64,
+}
+
+/// What a record says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Body {
+    /// A chunk; its sealed frames follow the record's header.
+    Put(ChunkHeader),
+    Tombstone(Tombstone),
+    /// All of `segment` up to `end` is durable, and nothing after it counts.
+    Mark {
+        segment: SegmentId,
+        end: u64,
+    },
+}
+
+/// One record without its frames.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    pub sequence: Sequence,
+    /// How much of this segment was durable before the group that this record was written with.
+    pub durable_end: u64,
+    pub body: Body,
+}
+
+/// Why there is no record at a place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RecordError {
+    /// Not even the first bytes of one.
+    Nothing,
+    /// The header is longer than the bytes given.
+    Incomplete { needed: usize },
+    /// It begins like one, but its checksum or its fields are wrong. The id is what it seems to have been.
+    Damaged { seems: ChunkId },
+    /// Intact, and of a kind that this version does not know.
+    Newer { version: u8, kind: u8 },
+}
+
+impl Record {
+    /// Bytes of the record's header: frames begin after it.
+    pub fn header_length(&self) -> u64 {
+        match &self.body {
+            Body::Put(header) => record_header_length(header.plain_length),
+            _ => v1::FIXED_BYTES as u64,
+        }
+    }
+
+    /// Bytes of the record, frames and padding included.
+    pub fn total_length(&self) -> u64 {
+        let body = match &self.body {
+            Body::Put(header) => header.sealed_length(),
+            _ => 0,
+        };
+        align(self.header_length() + body)
+    }
+}
+
+/// Bytes of the header of a record that holds a chunk.
+pub fn record_header_length(plain_length: u32) -> u64 {
+    v1::FIXED_BYTES as u64 + 4 * u64::from(frame_count(plain_length))
+}
+
+/// The next place where a record may begin.
+pub fn align(offset: u64) -> u64 {
+    offset.next_multiple_of(RECORD_ALIGNMENT)
+}
+
+/// Little-endian numbers at fixed places.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn array<const N: usize>(&self, at: usize) -> [u8; N] {
+        self.0[at..at + N].try_into().expect("N bytes")
+    }
+    fn u32(&self, at: usize) -> u32 {
+        u32::from_le_bytes(self.array(at))
+    }
+    fn u64(&self, at: usize) -> u64 {
+        u64::from_le_bytes(self.array(at))
+    }
+}
+
+/// Format 1.
+mod v1 {
+    use crc_fast::{CrcAlgorithm, Digest};
+
+    use super::*;
+    use crate::chunks::header::crc32c;
+
+    pub const VERSION: u8 = 1;
+    const SEGMENT_MAGIC: &[u8; 8] = b"CAIRNSEG";
+    pub const SEGMENT_HEADER_BYTES: u64 = 4096;
+    const NAME_AT: usize = 64;
+
+    const RECORD_MAGIC: &[u8; 4] = b"CREC";
+    /// Records begin at multiples of this.
+    pub const RECORD_ALIGNMENT: u64 = 8;
+    /// Header without the table of checksums.
+    pub const FIXED_BYTES: usize = 72;
+    /// The longest header.
+    pub const MAX_RECORD_HEADER_BYTES: usize =
+        FIXED_BYTES + 4 * (MAX_PLAIN_BYTES as usize).div_ceil(super::super::FRAME_BYTES);
+    const POSITION_BYTES: usize = 36;
+
+    const PUT: u8 = 1;
+    const TOMBSTONE: u8 = 2;
+    const MARK: u8 = 3;
+
+    /// The first page of a segment file.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct SegmentHeader {
+        pub cluster_id: [u8; 16],
+        pub node: String,
+        pub incarnation: Incarnation,
+        pub segment: SegmentId,
+    }
+
+    pub fn encode_segment_header(header: &SegmentHeader) -> Vec<u8> {
+        let mut page = vec![0; SEGMENT_HEADER_BYTES as usize];
+        page[..8].copy_from_slice(SEGMENT_MAGIC);
+        page[8..12].copy_from_slice(&u32::from(VERSION).to_le_bytes());
+        page[12..16].copy_from_slice(&(SEGMENT_HEADER_BYTES as u32).to_le_bytes());
+        page[16..32].copy_from_slice(&header.cluster_id);
+        page[32..48].copy_from_slice(&header.incarnation.0);
+        page[48..56].copy_from_slice(&header.segment.boot.to_le_bytes());
+        page[56..60].copy_from_slice(&header.segment.number.to_le_bytes());
+        page[60..62].copy_from_slice(&(header.node.len() as u16).to_le_bytes());
+        page[NAME_AT..NAME_AT + header.node.len()].copy_from_slice(header.node.as_bytes());
+        let end = page.len() - 4;
+        let checksum = crc32c(&page[..end]);
+        page[end..].copy_from_slice(&checksum.to_le_bytes());
+        page
+    }
+
+    /// `Err(Some(version))`: intact, but of a newer format. `Err(None)`: damaged.
+    pub fn decode_segment_header(page: &[u8]) -> Result<SegmentHeader, Option<u32>> {
+        let fields = Fields(page);
+        let end = SEGMENT_HEADER_BYTES as usize - 4;
+        if page.len() != end + 4 || &page[..8] != SEGMENT_MAGIC || crc32c(&page[..end]) != fields.u32(end) {
+            return Err(None);
+        }
+        if fields.u32(8) != u32::from(VERSION) {
+            return Err(Some(fields.u32(8)));
+        }
+        let name_length = usize::from(u16::from_le_bytes(fields.array(60)));
+        let name = page[..end].get(NAME_AT..NAME_AT + name_length).ok_or(None)?;
+        Ok(SegmentHeader {
+            cluster_id: fields.array(16),
+            node: String::from_utf8(name.to_vec()).map_err(|_| None)?,
+            incarnation: Incarnation(fields.array(32)),
+            segment: SegmentId { boot: fields.u64(48), number: fields.u32(56) },
+        })
+    }
+
+    fn position_bytes(position: &Position) -> [u8; POSITION_BYTES] {
+        let mut bytes = [0; POSITION_BYTES];
+        bytes[..16].copy_from_slice(&position.incarnation.0);
+        bytes[16..24].copy_from_slice(&position.segment.boot.to_le_bytes());
+        bytes[24..28].copy_from_slice(&position.segment.number.to_le_bytes());
+        bytes[28..].copy_from_slice(&position.offset.to_le_bytes());
+        bytes
+    }
+
+    /// Appends the record's header to `to`.
+    pub fn encode_record(record: &Record, position: &Position, to: &mut Vec<u8>) {
+        let start = to.len();
+        let body_length = match &record.body {
+            Body::Put(header) => header.sealed_length() as u32,
+            _ => 0,
+        };
+        let (kind, copies) = match &record.body {
+            Body::Put(header) => (PUT, header.copies),
+            Body::Tombstone(tombstone) => (TOMBSTONE, tombstone.copies),
+            Body::Mark { .. } => (MARK, 0),
+        };
+        to.extend_from_slice(RECORD_MAGIC);
+        to.extend_from_slice(&[VERSION, kind, copies, 0]);
+        to.extend_from_slice(&(record.header_length() as u32).to_le_bytes());
+        to.extend_from_slice(&body_length.to_le_bytes());
+        to.extend_from_slice(&record.sequence.boot.to_le_bytes());
+        to.extend_from_slice(&record.sequence.number.to_le_bytes());
+        to.extend_from_slice(&record.durable_end.to_le_bytes());
+        match &record.body {
+            Body::Put(header) => {
+                encode_id(header.volume, header.id, header.plain_length, to);
+                header.frame_crcs.iter().for_each(|crc| to.extend_from_slice(&crc.to_le_bytes()));
+            }
+            Body::Tombstone(tombstone) => encode_id(tombstone.volume, tombstone.id, 0, to),
+            Body::Mark { segment, end } => {
+                to.extend_from_slice(&segment.boot.to_le_bytes());
+                to.extend_from_slice(&segment.number.to_le_bytes());
+                to.extend_from_slice(&[0; 4]);
+                to.extend_from_slice(&end.to_le_bytes());
+                to.extend_from_slice(&[0; 4]);
+            }
+        }
+        let checksum = checksum(position, &to[start..]);
+        to.extend_from_slice(&checksum.to_le_bytes());
+        debug_assert_eq!((to.len() - start) as u64, record.header_length());
+    }
+
+    fn encode_id(volume: VolumeId, id: ChunkId, plain_length: u32, to: &mut Vec<u8>) {
+        to.extend_from_slice(&volume.0.to_le_bytes());
+        to.extend_from_slice(&id.index.to_le_bytes());
+        to.extend_from_slice(&id.generation.0);
+        to.extend_from_slice(&plain_length.to_le_bytes());
+    }
+
+    fn checksum(position: &Position, header: &[u8]) -> u32 {
+        let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+        digest.update(&position_bytes(position));
+        digest.update(header);
+        digest.finalize() as u32
+    }
+
+    /// The record whose header is at the start of `bytes`, if there is one for this position.
+    pub fn decode_record(bytes: &[u8], position: &Position) -> Result<Record, RecordError> {
+        if bytes.len() < FIXED_BYTES || &bytes[..4] != RECORD_MAGIC {
+            return Err(RecordError::Nothing);
+        }
+        let fields = Fields(bytes);
+        let seems = ChunkId { generation: Generation(fields.array(48)), index: fields.u32(44) };
+        let damaged = RecordError::Damaged { seems };
+        let header_length = fields.u32(8) as usize;
+        if !(FIXED_BYTES..=MAX_RECORD_HEADER_BYTES).contains(&header_length)
+            || !header_length.is_multiple_of(4)
+        {
+            return Err(damaged);
+        }
+        if bytes.len() < header_length {
+            return Err(RecordError::Incomplete { needed: header_length });
+        }
+        let end = header_length - 4;
+        if checksum(position, &bytes[..end]) != fields.u32(end) {
+            return Err(damaged);
+        }
+        let (version, kind, copies) = (bytes[4], bytes[5], bytes[6]);
+        if version != VERSION || !(PUT..=MARK).contains(&kind) {
+            return Err(RecordError::Newer { version, kind });
+        }
+        let volume = VolumeId(fields.u32(40));
+        let body = match kind {
+            PUT => Body::Put(ChunkHeader {
+                id: seems,
+                volume,
+                copies,
+                plain_length: fields.u32(64),
+                frame_crcs: (68..end).step_by(4).map(|at| fields.u32(at)).collect(),
+            }),
+            TOMBSTONE => Body::Tombstone(Tombstone { id: seems, volume, copies }),
+            _ => Body::Mark {
+                segment: SegmentId { boot: fields.u64(40), number: fields.u32(48) },
+                end: fields.u64(56),
+            },
+        };
+        let record = Record {
+            sequence: Sequence { boot: fields.u64(16), number: fields.u64(24) },
+            durable_end: fields.u64(32),
+            body,
+        };
+        // The checksum says that these were written so; no version of ours writes what fails here.
+        let sound = match &record.body {
+            Body::Put(header) => {
+                header.validate().is_ok() && header.sealed_length() == u64::from(fields.u32(12))
+            }
+            _ => header_length == FIXED_BYTES && fields.u32(12) == 0,
+        };
+        if sound { Ok(record) } else { Err(damaged) }
+    }
+}
+
+#[cfg(test)]
+#[path = "format_tests.rs"]
+mod tests;

@@ -1,0 +1,258 @@
+//! Taking a disk up again (R8): sync, read through, judge, fill the index.
+//!
+//! The order matters. Segments are synced before they are read, so that whatever the index then says is durable: a process
+//! that was killed leaves bytes in the kernel's cache, which a power cut would still take. Records below the greatest
+//! known durable end are trusted by their headers (reading verifies frames); those after it, at most one group, were perhaps
+//! never acknowledged, and count only if they are whole, up to the first that is not.
+
+use std::{collections::HashMap, ops::Range};
+
+use cairn_placement::ChunkId;
+
+use super::{
+    OpenError, disk_error,
+    format::{Body, Position, Record, SEGMENT_HEADER_BYTES, SegmentId, Sequence, decode_segment_header},
+    index::{Entry, Index, Known, Place},
+    read::{read_header, verify_record},
+    scan::{Found, Gap, Scan, scan},
+    segment::{FIRST_RECORD, SegmentTable},
+    write::{Hole, hole},
+};
+use crate::env::{Disk, DiskFile, OpenMode};
+
+/// Bytes that were once acknowledged, or may have been, and are wrong now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CorruptRange {
+    pub segment: String,
+    pub range: Range<u64>,
+    /// The chunk that seems to be there, if one can tell.
+    pub seems: Option<ChunkId>,
+}
+
+/// What was found when the store was opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RecoveryReport {
+    pub segments: u64,
+    /// Segments that no clean shutdown had closed.
+    pub open_segments: u64,
+    pub corrupt: Vec<CorruptRange>,
+    /// Records dropped behind a torn tail: never acknowledged.
+    pub torn_records: u64,
+    pub torn_bytes: u64,
+}
+
+/// A disk taken up again.
+pub struct Recovered {
+    pub index: Index,
+    pub report: RecoveryReport,
+    /// Ends of segments that no mark tells yet: the next group will.
+    pub to_mark: Vec<(SegmentId, u64)>,
+    /// Content of buried chunks, to be given back.
+    pub holes: Vec<Hole>,
+    pub used_bytes: u64,
+}
+
+/// One segment, read through but not judged.
+struct Read {
+    id: SegmentId,
+    file: std::sync::Arc<dyn DiskFile>,
+    scan: Scan,
+    header_damaged: bool,
+    /// Its sync failed: what it seems to hold may not be on the disk.
+    suspect: bool,
+}
+
+/// What counts of one segment.
+struct Judged {
+    records: Vec<Found>,
+    end: u64,
+    marked: bool,
+}
+
+/// Reads all segments into an index. Blocks.
+pub fn recover(disk: &dyn Disk, table: &SegmentTable) -> Result<Recovered, OpenError> {
+    let ids = list(disk, table)?;
+    let mut reads = Vec::new();
+    for id in ids {
+        reads.extend(read_segment(disk, table, id)?);
+    }
+    let mut marks: HashMap<SegmentId, u64> = HashMap::new();
+    for found in reads.iter().flat_map(|read| &read.scan.found) {
+        if let Body::Mark { segment, end } = found.record.body {
+            let known = marks.entry(segment).or_default();
+            *known = end.max(*known);
+        }
+    }
+    let mut recovered = Recovered {
+        index: Index::default(),
+        report: RecoveryReport { segments: reads.len() as u64, ..RecoveryReport::default() },
+        to_mark: Vec::new(),
+        holes: Vec::new(),
+        used_bytes: 0,
+    };
+    for read in reads {
+        let judged = judge(table, &read, marks.get(&read.id).copied(), &mut recovered.report);
+        if !judged.marked {
+            recovered.to_mark.push((read.id, judged.end));
+            recovered.report.open_segments += 1;
+            // Gives back what was allocated and never written. What was written stays, even a torn tail.
+            let _ = read.file.truncate(read.scan.content_end.max(judged.end));
+        }
+        recovered.used_bytes += judged.end;
+        let slot = table.add(read.id, read.file);
+        for found in judged.records {
+            apply(table, slot, found, &mut recovered);
+        }
+    }
+    Ok(recovered)
+}
+
+fn list(disk: &dyn Disk, table: &SegmentTable) -> Result<Vec<SegmentId>, OpenError> {
+    let names = disk.list(table.folder()).map_err(disk_error("list", table.folder()))?;
+    let mut ids = Vec::with_capacity(names.len());
+    for name in names {
+        match SegmentId::from_name(&name) {
+            Some(id) if id.boot >= table.identity().boot => {
+                let folder = table.folder().to_owned();
+                return Err(OpenError::IdentityOld { folder, segment: name, boot: table.identity().boot });
+            }
+            Some(id) => ids.push(id),
+            None => tracing::warn!(name, folder = %table.folder().display(), "not a segment: left alone"),
+        }
+    }
+    ids.sort();
+    Ok(ids)
+}
+
+/// Syncs and scans one segment; `None` if its making was never finished, and it is gone now.
+fn read_segment(disk: &dyn Disk, table: &SegmentTable, id: SegmentId) -> Result<Option<Read>, OpenError> {
+    let path = table.path(id);
+    let failed = |action| disk_error(action, &path);
+    let file = disk.open(&path, OpenMode::ReadWrite).map_err(failed("open"))?;
+    let suspect = match file.sync_all() {
+        Ok(()) => false,
+        Err(error) => {
+            tracing::error!(segment = %id, %error, "sync failed: every chunk of this segment is read again");
+            let _ = file.forget_cached(0, u64::MAX / 2);
+            true
+        }
+    };
+    let size = file.size().map_err(failed("look at"))?;
+    let mut page = vec![0; SEGMENT_HEADER_BYTES.min(size) as usize];
+    let header = match file.read_at(&mut page, 0) {
+        Ok(()) => decode_segment_header(&page),
+        Err(_) => Err(None),
+    };
+    let header_damaged = match header {
+        Ok(header)
+            if header.incarnation == table.identity().incarnation
+                && header.cluster_id == table.identity().cluster_id
+                && header.segment == id =>
+        {
+            false
+        }
+        Ok(_) => return Err(OpenError::ForeignSegment { path }),
+        Err(Some(found)) => return Err(OpenError::NewerFormat { path, found, known: 1 }),
+        Err(None) => true,
+    };
+    let position = Position { incarnation: table.identity().incarnation, segment: id, offset: 0 };
+    let scan = scan(&*file, size, position).map_err(|newer| OpenError::NewerFormat {
+        path: path.clone(),
+        found: u32::from(newer.version),
+        known: 1,
+    })?;
+    if scan.found.is_empty() && scan.gaps.is_empty() {
+        // A segment is durable before its first record is written, and this one has none.
+        tracing::warn!(segment = %id, size, "removed: nothing was ever written to it");
+        drop(file);
+        let _ = disk.remove(&path);
+        return Ok(None);
+    }
+    Ok(Some(Read { id, file, scan, header_damaged, suspect }))
+}
+
+/// Decides what counts. `marked_end` is where a mark says that the segment ends.
+fn judge(table: &SegmentTable, read: &Read, marked_end: Option<u64>, report: &mut RecoveryReport) -> Judged {
+    let durable_end =
+        read.scan.found.iter().map(|found| found.record.durable_end).max().unwrap_or(FIRST_RECORD);
+    let trusted_end = durable_end.max(marked_end.unwrap_or(FIRST_RECORD));
+    if read.header_damaged {
+        corrupt(report, read.id, 0..SEGMENT_HEADER_BYTES, None);
+    }
+    for Gap { range, seems } in read.scan.gaps.iter().filter(|gap| gap.range.start < trusted_end) {
+        corrupt(report, read.id, range.start..range.end.min(trusted_end), *seems);
+    }
+    let position = Position { incarnation: table.identity().incarnation, segment: read.id, offset: 0 };
+    let whole = |found: &Found| {
+        verify_record(&*read.file, &found.record, Position { offset: found.offset, ..position })
+    };
+    let mut judged = Judged { records: Vec::new(), end: trusted_end, marked: marked_end.is_some() };
+    let mut torn = false;
+    for found in &read.scan.found {
+        if found.offset < trusted_end {
+            match if read.suspect { whole(found) } else { Ok(()) } {
+                Ok(()) => judged.records.push(found.clone()),
+                Err(_) => corrupt(report, read.id, found.offset..found.end(), chunk_of(&found.record)),
+            }
+            continue;
+        }
+        if judged.marked && matches!(found.record.body, Body::Mark { .. }) {
+            // The segment's own mark, written when the store was closed.
+            continue;
+        }
+        torn = torn || judged.marked || found.offset != judged.end || whole(found).is_err();
+        if torn {
+            report.torn_records += 1;
+        } else {
+            judged.end = found.end();
+            judged.records.push(found.clone());
+        }
+    }
+    let torn_bytes = read.scan.content_end.saturating_sub(judged.end);
+    if torn_bytes > 0 && !judged.marked {
+        tracing::warn!(segment = %read.id, end = judged.end, torn_bytes, "a torn tail, never acknowledged, is left out");
+        report.torn_bytes += torn_bytes;
+    }
+    judged
+}
+
+fn chunk_of(record: &Record) -> Option<ChunkId> {
+    match &record.body {
+        Body::Put(header) => Some(header.id),
+        Body::Tombstone(tombstone) => Some(tombstone.id),
+        Body::Mark { .. } => None,
+    }
+}
+
+fn corrupt(report: &mut RecoveryReport, segment: SegmentId, range: Range<u64>, seems: Option<ChunkId>) {
+    tracing::error!(%segment, ?range, chunk = ?seems, "acknowledged bytes are damaged; repair fetches other copies");
+    report.corrupt.push(CorruptRange { segment: segment.to_string(), range, seems });
+}
+
+fn apply(table: &SegmentTable, slot: u32, found: Found, recovered: &mut Recovered) {
+    let index = &mut recovered.index;
+    match found.record.body {
+        Body::Put(header) => {
+            let entry = Entry::new(&header, Place::new(slot, found.offset));
+            match index.insert(header.id, entry) {
+                Ok(()) => {}
+                Err(Known::Buried { .. }) => recovered.holes.extend(hole(&entry)),
+                Err(Known::Present(old)) => {
+                    if sequence_at(table, header.id, &old).is_none_or(|old| old < found.record.sequence) {
+                        index.replace(header.id, entry);
+                    }
+                }
+            }
+        }
+        Body::Tombstone(tombstone) => {
+            let old = index.bury(tombstone);
+            recovered.holes.extend(old.as_ref().and_then(hole));
+        }
+        Body::Mark { .. } => {}
+    }
+}
+
+/// The sequence of a record that is in the index already; `None` if it can no longer be read.
+fn sequence_at(table: &SegmentTable, id: ChunkId, entry: &Entry) -> Option<Sequence> {
+    read_header(table, id, entry).ok().map(|(_, sequence)| sequence)
+}

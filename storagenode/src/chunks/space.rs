@@ -1,0 +1,145 @@
+//! Room on the disk (R16): clients' writes stop at the reserve, repair at half of it, and deletes never.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::Purpose;
+use crate::env::DiskSpace;
+
+/// Keeps count of the room.
+pub struct Space {
+    limit_bytes: Option<u64>,
+    reserve_percent: u8,
+    state: Mutex<State>,
+}
+
+struct State {
+    disk: DiskSpace,
+    /// Allocated for the open segment and not written yet: no longer available on the disk, but ours to use.
+    room: u64,
+    /// Bytes of records and headers, without what was given back.
+    used: u64,
+    /// Promised to chunks that are not written yet.
+    pending: u64,
+}
+
+/// Room promised to one chunk; given back when dropped.
+pub struct Admitted {
+    space: Arc<Space>,
+    bytes: u64,
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.space.state.lock().pending -= self.bytes;
+    }
+}
+
+impl State {
+    fn free(&self, capacity: u64) -> u64 {
+        let free = capacity.saturating_sub(self.used).min(self.disk.available_bytes + self.room);
+        free.saturating_sub(self.pending)
+    }
+}
+
+impl Space {
+    pub fn new(limit_bytes: Option<u64>, reserve_percent: u8, disk: DiskSpace, used: u64) -> Arc<Self> {
+        let state = Mutex::new(State { disk, room: 0, used, pending: 0 });
+        Arc::new(Self { limit_bytes, reserve_percent, state })
+    }
+
+    fn capacity(&self, disk: DiskSpace) -> u64 {
+        self.limit_bytes.map_or(disk.total_bytes, |limit| limit.min(disk.total_bytes))
+    }
+
+    pub fn capacity_bytes(&self) -> u64 {
+        self.capacity(self.state.lock().disk)
+    }
+
+    pub fn used_bytes(&self) -> u64 {
+        self.state.lock().used
+    }
+
+    /// What clients may still write.
+    pub fn writable_bytes(&self) -> u64 {
+        let state = self.state.lock();
+        let capacity = self.capacity(state.disk);
+        state.free(capacity).saturating_sub(self.reserve(capacity, Purpose::Write))
+    }
+
+    fn reserve(&self, capacity: u64, purpose: Purpose) -> u64 {
+        let reserve = capacity / 100 * u64::from(self.reserve_percent);
+        match purpose {
+            Purpose::Write => reserve,
+            Purpose::Repair => reserve / 2,
+        }
+    }
+
+    /// Promises room for a chunk; `None` if that would eat the reserve.
+    pub fn admit(self: &Arc<Self>, bytes: u64, purpose: Purpose) -> Option<Admitted> {
+        let mut state = self.state.lock();
+        let capacity = self.capacity(state.disk);
+        if state.free(capacity) < bytes + self.reserve(capacity, purpose) {
+            return None;
+        }
+        state.pending += bytes;
+        Some(Admitted { space: self.clone(), bytes })
+    }
+
+    /// Notes `written` bytes more, what the open segment still has, and what the disk says now if it says it.
+    pub fn wrote(&self, written: u64, room: u64, disk: Option<DiskSpace>) {
+        let mut state = self.state.lock();
+        state.used += written;
+        state.room = room;
+        state.disk = disk.unwrap_or(state.disk);
+    }
+
+    /// The open segment takes nothing more.
+    pub fn no_room(&self) {
+        self.state.lock().room = 0;
+    }
+
+    /// Notes bytes given back to the disk.
+    pub fn freed(&self, bytes: u64) {
+        let mut state = self.state.lock();
+        state.used = state.used.saturating_sub(bytes);
+    }
+
+    /// Notes what the disk says now.
+    pub fn look(&self, disk: DiskSpace) {
+        self.state.lock().disk = disk;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DISK: DiskSpace = DiskSpace { total_bytes: 10_000, available_bytes: 5_000 };
+
+    #[test]
+    fn writes_stop_at_the_reserve_and_repair_at_half_of_it() {
+        let space = Space::new(Some(1_000), 8, DISK, 0);
+        assert_eq!(space.writable_bytes(), 920);
+        let first = space.admit(900, Purpose::Write).unwrap();
+        assert!(space.admit(21, Purpose::Write).is_none());
+        assert!(space.admit(61, Purpose::Repair).is_none());
+        let second = space.admit(60, Purpose::Repair).unwrap();
+        drop((first, second));
+        assert!(space.admit(920, Purpose::Write).is_some());
+    }
+
+    #[test]
+    fn others_on_the_disk_count_too() {
+        let space = Space::new(None, 10, DISK, 100);
+        assert_eq!(space.capacity_bytes(), 10_000);
+        assert_eq!(space.writable_bytes(), 4_000);
+        space.wrote(50, 200, Some(DiskSpace { available_bytes: 2_000, ..DISK }));
+        assert_eq!((space.used_bytes(), space.writable_bytes()), (150, 1_200));
+        space.freed(100);
+        space.look(DiskSpace { available_bytes: 2_100, ..DISK });
+        assert_eq!((space.used_bytes(), space.writable_bytes()), (50, 1_300));
+        assert_eq!(Space::new(Some(u64::MAX), 8, DISK, 0).capacity_bytes(), 10_000);
+    }
+}

@@ -1,0 +1,421 @@
+//! [`ChunkStore`]: the door to this node's chunks.
+
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use cairn_placement::{ChunkId, MAX_COPIES, PgId};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+
+use super::{
+    ChunkError, CopySummary, Counters, InventoryEntry, OpenError, Presence, Purpose, PutError, PutOutcome,
+    ReadError, StoreOptions, Usage, disk_error,
+    format::{Tombstone, align, record_header_length},
+    header::{ChunkHeader, SealedChunk},
+    identity::{Identity, SEGMENTS_FOLDER, lock_folder, open_identity},
+    index::{Entry, Index, Known},
+    read::{RecordFault, read_chunk, read_header},
+    recover::{Recovered, RecoveryReport, recover},
+    segment::SegmentTable,
+    space::{Admitted, Space},
+    write::{Bury, Command, Put, Writer},
+};
+use crate::env::{DiskFile, Env};
+
+/// The memory budget is counted in these.
+const BUDGET_UNIT_BYTES: u64 = 1024;
+/// Commands that wait for the writer; their bytes are bounded by the budget.
+const QUEUE_COMMANDS: usize = 1024;
+/// Tombstones of one command.
+const BURY_BATCH: usize = 1024;
+/// The smallest segment on a small disk.
+const SEGMENT_BYTES_MIN: u64 = 1 << 20;
+/// A small disk is cut into so many segments.
+const SEGMENTS_OF_A_DISK: u64 = 64;
+/// A chunk may move while it is being read; this often in a row only if something is wrong.
+const READ_ATTEMPTS: usize = 4;
+
+/// The chunks of one disk. Cheap to clone; the folder stays locked until [`ChunkStore::close`], or until every clone is
+/// dropped.
+#[derive(Clone)]
+pub struct ChunkStore {
+    inner: Arc<Inner>,
+    commands: mpsc::Sender<Command>,
+}
+
+/// What the store's handles and its writer share.
+pub struct Inner {
+    pub env: Env,
+    pub options: StoreOptions,
+    pub table: SegmentTable,
+    pub index: RwLock<Index>,
+    pub space: Arc<Space>,
+    pub counters: AtomicCounters,
+    report: RecoveryReport,
+    flights: Arc<Flights>,
+    budget: Arc<Semaphore>,
+    lock: Mutex<Option<Arc<dyn DiskFile>>>,
+    closed: AtomicBool,
+}
+
+#[derive(Default)]
+pub struct AtomicCounters {
+    pub groups: AtomicU64,
+    pub records: AtomicU64,
+    pub bytes: AtomicU64,
+    pub failed_groups: AtomicU64,
+    pub corrupt_chunks: AtomicU64,
+}
+
+/// Whether a chunk has to be sent at all.
+pub enum Prepared {
+    /// It is here, byte for byte.
+    Present,
+    /// There is room for it, on the disk and in memory.
+    Ready(Ticket),
+}
+
+/// Room for one chunk. Given back when dropped.
+pub struct Ticket {
+    header: Arc<ChunkHeader>,
+    admitted: Admitted,
+    budget: OwnedSemaphorePermit,
+}
+
+/// Bytes that a chunk takes in a segment.
+pub fn record_bytes(header: &ChunkHeader) -> u64 {
+    align(record_header_length(header.plain_length) + header.sealed_length())
+}
+
+impl ChunkStore {
+    /// Locks the folder (made if needed), checks whose it is, raises its boot counter, and takes up what is in it.
+    pub async fn open(env: Env, options: StoreOptions) -> Result<(Self, Identity), OpenError> {
+        check(&options)?;
+        let opened = {
+            let (env, options) = (env.clone(), options.clone());
+            env.clone().blocking(move || open_blocking(&env, &options)).await?
+        };
+        let Opened { lock, table, recovered, space } = opened;
+        let Recovered { index, report, to_mark, holes, .. } = recovered;
+        let identity = table.identity().clone();
+        let budget = (options.queue_bytes / BUDGET_UNIT_BYTES).clamp(1, u64::from(u32::MAX)) as usize;
+        let inner = Arc::new(Inner {
+            env,
+            options,
+            table,
+            index: RwLock::new(index),
+            space,
+            counters: AtomicCounters::default(),
+            report,
+            flights: Arc::default(),
+            budget: Arc::new(Semaphore::new(budget)),
+            lock: Mutex::new(Some(lock)),
+            closed: AtomicBool::new(false),
+        });
+        let (commands, receiver) = mpsc::channel(QUEUE_COMMANDS);
+        tokio::spawn(Writer::new(inner.clone(), receiver, to_mark, holes).run());
+        Ok((Self { inner, commands }, identity))
+    }
+
+    /// Stores a chunk; it is durable when this returns. The same chunk again is `Present`.
+    pub async fn put(&self, chunk: SealedChunk, purpose: Purpose) -> Result<PutOutcome, PutError> {
+        match self.prepare(chunk.header, purpose).await? {
+            Prepared::Present => Ok(PutOutcome::Present),
+            Prepared::Ready(ticket) => self.write(ticket, chunk.frames).await,
+        }
+    }
+
+    /// Looks whether a chunk is wanted, and waits for room in memory. To be called before its frames are received: the
+    /// ticket is the budget for them.
+    pub async fn prepare(&self, header: Arc<ChunkHeader>, purpose: Purpose) -> Result<Prepared, PutError> {
+        header.validate()?;
+        if self.existing(&header).await? {
+            return Ok(Prepared::Present);
+        }
+        let bytes = record_bytes(&header);
+        let admitted = self.inner.space.admit(bytes, purpose).ok_or(PutError::Full)?;
+        let budget = self.budget(bytes).await?;
+        Ok(Prepared::Ready(Ticket { header, admitted, budget }))
+    }
+
+    /// Stores the chunk that the ticket is for; it is durable when this returns.
+    pub async fn write(&self, ticket: Ticket, frames: Vec<Bytes>) -> Result<PutOutcome, PutError> {
+        let Ticket { header, admitted, budget } = ticket;
+        let chunk = SealedChunk { header, frames };
+        chunk.verify_checksums()?;
+        // One at a time of each id: of two different contents only one can win.
+        let flight = loop {
+            match self.inner.flights.enter(chunk.header.id) {
+                Ok(flight) => break flight,
+                Err(mut landed) => {
+                    let _ = landed.changed().await;
+                }
+            }
+        };
+        if self.existing(&chunk.header).await? {
+            return Ok(PutOutcome::Present);
+        }
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Put(Put { chunk, admitted, flight, budget, reply })).await?;
+        answer.await.map_err(|_| PutError::Closed)?
+    }
+
+    /// Buries chunks, present or not: durable when this returns. Works on a full disk. All of them or, on an error, some.
+    pub async fn bury(&self, mut chunks: Vec<Tombstone>) -> Result<(), PutError> {
+        if let Some(bad) =
+            chunks.iter().find(|chunk| chunk.copies == 0 || usize::from(chunk.copies) > MAX_COPIES)
+        {
+            return Err(ChunkError::Copies(bad.copies).into());
+        }
+        chunks.sort_by_key(|chunk| chunk.id);
+        chunks.dedup_by_key(|chunk| chunk.id);
+        {
+            let index = self.inner.index.read();
+            chunks.retain(|chunk| index.presence(chunk.id) != Presence::Buried);
+        }
+        for tombstones in chunks.chunks(BURY_BATCH) {
+            let budget = self.budget(std::mem::size_of_val(tombstones) as u64).await?;
+            let (reply, answer) = oneshot::channel();
+            self.send(Command::Bury(Bury { tombstones: tombstones.to_vec(), budget, reply })).await?;
+            answer.await.map_err(|_| PutError::Closed)??;
+        }
+        Ok(())
+    }
+
+    /// Reads frames of a chunk (clamped to those it has), verified against their checksums. A damaged chunk leaves the
+    /// inventory, so that repair fetches it again.
+    pub async fn read(
+        &self,
+        id: ChunkId,
+        frames: Range<u32>,
+    ) -> Result<(Arc<ChunkHeader>, Vec<Bytes>), ReadError> {
+        let mut last = String::new();
+        for _ in 0..READ_ATTEMPTS {
+            let entry = match self.inner.index.read().get(id) {
+                Some(Known::Present(entry)) => entry,
+                Some(Known::Buried { .. }) => return Err(ReadError::Buried),
+                None => return Err(ReadError::NotFound),
+            };
+            if self.is_closed() {
+                return Err(ReadError::Failed("the chunk store is closed".into()));
+            }
+            let (inner, wanted) = (self.inner.clone(), frames.clone());
+            match self.inner.env.blocking(move || read_chunk(&inner.table, id, &entry, wanted)).await {
+                Ok(chunk) => return Ok(chunk),
+                Err(RecordFault::Disk(error)) => return Err(ReadError::Failed(error.to_string())),
+                // Buried or moved meanwhile: then the bytes may be gone, and that is no damage.
+                Err(RecordFault::Corrupt(reason)) if self.inner.quarantine(id, &entry, &reason) => {
+                    return Err(ReadError::Corrupt(reason));
+                }
+                Err(RecordFault::Corrupt(reason)) => last = reason,
+            }
+        }
+        Err(ReadError::Failed(last))
+    }
+
+    /// Count and digest of one placement group, by number of copies.
+    pub fn summarize(&self, pg_bits: u8, pg: PgId) -> Vec<CopySummary> {
+        self.inner.index.read().summarize(pg_bits, pg)
+    }
+
+    /// At most `limit` lines of one placement group in order of (hash, id), those after `after`.
+    pub fn inventory(
+        &self,
+        pg_bits: u8,
+        pg: PgId,
+        after: Option<(u64, ChunkId)>,
+        limit: usize,
+    ) -> Vec<InventoryEntry> {
+        self.inner.index.read().inventory(pg_bits, pg, after, limit)
+    }
+
+    pub fn contains(&self, id: ChunkId) -> Presence {
+        self.inner.index.read().presence(id)
+    }
+
+    pub fn usage(&self) -> Usage {
+        let (chunks, tombstones) = {
+            let index = self.inner.index.read();
+            (index.chunks(), index.tombstones())
+        };
+        Usage {
+            capacity_bytes: self.inner.space.capacity_bytes(),
+            used_bytes: self.inner.space.used_bytes(),
+            writable_bytes: self.inner.space.writable_bytes(),
+            chunks,
+            tombstones,
+            segments: self.inner.table.count(),
+        }
+    }
+
+    pub fn counters(&self) -> Counters {
+        let counters = &self.inner.counters;
+        Counters {
+            groups: counters.groups.load(Ordering::Relaxed),
+            records: counters.records.load(Ordering::Relaxed),
+            bytes: counters.bytes.load(Ordering::Relaxed),
+            failed_groups: counters.failed_groups.load(Ordering::Relaxed),
+            corrupt_chunks: counters.corrupt_chunks.load(Ordering::Relaxed),
+        }
+    }
+
+    /// What was found when the store was opened.
+    pub fn recovery(&self) -> &RecoveryReport {
+        &self.inner.report
+    }
+
+    /// Makes everything that was sent durable, closes the files and unlocks the folder. Later calls fail.
+    pub async fn close(&self) {
+        if !self.inner.closed.swap(true, Ordering::SeqCst) {
+            let (done, closed) = oneshot::channel();
+            if self.commands.send(Command::Close(done)).await.is_ok() {
+                let _ = closed.await;
+            }
+            self.inner.table.close();
+            self.inner.lock.lock().take();
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.inner.closed.load(Ordering::SeqCst)
+    }
+
+    async fn send(&self, command: Command) -> Result<(), PutError> {
+        if self.is_closed() {
+            return Err(PutError::Closed);
+        }
+        self.commands.send(command).await.map_err(|_| PutError::Closed)
+    }
+
+    async fn budget(&self, bytes: u64) -> Result<OwnedSemaphorePermit, PutError> {
+        let all = (self.inner.options.queue_bytes / BUDGET_UNIT_BYTES).clamp(1, u64::from(u32::MAX));
+        let units = bytes.div_ceil(BUDGET_UNIT_BYTES).clamp(1, all) as u32;
+        self.inner.budget.clone().acquire_many_owned(units).await.map_err(|_| PutError::Closed)
+    }
+
+    /// Whether exactly this chunk is here; an error if it must not be.
+    async fn existing(&self, header: &Arc<ChunkHeader>) -> Result<bool, PutError> {
+        let id = header.id;
+        let entry = match self.inner.index.read().get(id) {
+            None => return Ok(false),
+            Some(Known::Buried { .. }) => return Err(PutError::Buried),
+            Some(Known::Present(entry)) => entry,
+        };
+        if self.is_closed() {
+            return Err(PutError::Closed);
+        }
+        if Entry::new(header, entry.place) != entry {
+            return Err(PutError::Conflict);
+        }
+        let inner = self.inner.clone();
+        match self.inner.env.blocking(move || read_header(&inner.table, id, &entry)).await {
+            Ok((there, _)) if there == **header => Ok(true),
+            Ok(_) => Err(PutError::Conflict),
+            Err(RecordFault::Disk(error)) => Err(PutError::Failed(error.to_string())),
+            Err(RecordFault::Corrupt(reason)) => {
+                self.inner.quarantine(id, &entry, &reason);
+                Ok(false)
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Takes a damaged chunk out of the inventory, if it is still the one at that place.
+    pub fn quarantine(&self, id: ChunkId, entry: &Entry, reason: &str) -> bool {
+        let removed = self.index.write().remove(id, entry.place);
+        if removed {
+            self.counters.corrupt_chunks.fetch_add(1, Ordering::Relaxed);
+            let segment = self.table.id(entry.place.slot);
+            let offset = entry.place.offset();
+            tracing::error!(chunk = %id, %segment, offset, reason, "a damaged chunk left the inventory");
+        }
+        removed
+    }
+
+    /// Size of the next segment: on a small disk a part of it, so that several fit.
+    pub fn segment_bytes(&self) -> u64 {
+        let part = self.space.capacity_bytes() / SEGMENTS_OF_A_DISK;
+        self.options.segment_bytes.min(part.max(SEGMENT_BYTES_MIN))
+    }
+}
+
+struct Opened {
+    lock: Arc<dyn DiskFile>,
+    table: SegmentTable,
+    recovered: Recovered,
+    space: Arc<Space>,
+}
+
+fn check(options: &StoreOptions) -> Result<(), OpenError> {
+    let refuse = |text: &str| Err(OpenError::Options(text.into()));
+    if options.node.is_empty() || options.node.len() > 253 {
+        return refuse("the node's name must have 1 to 253 bytes");
+    }
+    if options.reserve_percent > 50 {
+        return refuse("more than half of the disk as reserve: give 8 percent");
+    }
+    if options.segment_bytes > 16 << 30 {
+        return refuse("segments above 16 GiB: give 256 MiB");
+    }
+    if options.group_bytes > 1 << 30 || options.group_records == 0 {
+        return refuse("a group has at most 1 GiB and at least one record");
+    }
+    Ok(())
+}
+
+fn open_blocking(env: &Env, options: &StoreOptions) -> Result<Opened, OpenError> {
+    let disk = &*env.disk;
+    let folder = &options.folder;
+    let lock = lock_folder(disk, folder)?;
+    let identity = open_identity(disk, &*env.random, folder, options.cluster_id, &options.node)?;
+    let segments = folder.join(SEGMENTS_FOLDER);
+    disk.create_folder(&segments).map_err(disk_error("make the folder", &segments))?;
+    disk.sync_folder(folder).map_err(disk_error("sync the folder", folder))?;
+    let table = SegmentTable::new(env.disk.clone(), folder, identity);
+    let recovered = recover(disk, &table)?;
+    let size = disk.space(folder).map_err(disk_error("get the size of", folder))?;
+    let space = Space::new(options.capacity_bytes, options.reserve_percent, size, recovered.used_bytes);
+    Ok(Opened { lock, table, recovered, space })
+}
+
+/// Ids that are being written.
+#[derive(Default)]
+struct Flights(Mutex<HashMap<ChunkId, watch::Receiver<()>>>);
+
+/// The right to write one id; others wait until it is dropped.
+pub struct Flight {
+    flights: Arc<Flights>,
+    id: ChunkId,
+    _landed: watch::Sender<()>,
+}
+
+impl Flights {
+    /// The right to write `id`, or something that ends when the one who has it is done.
+    fn enter(self: &Arc<Self>, id: ChunkId) -> Result<Flight, watch::Receiver<()>> {
+        let mut flights = self.0.lock();
+        if let Some(landed) = flights.get(&id) {
+            return Err(landed.clone());
+        }
+        let (sender, landed) = watch::channel(());
+        flights.insert(id, landed);
+        Ok(Flight { flights: self.clone(), id, _landed: sender })
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.flights.0.lock().remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

@@ -1,0 +1,453 @@
+//! The one task that writes: group commit (R8).
+//!
+//! Everything that waits when a group has become durable is the next group, up to a limit. A group is one vectored write
+//! and one `fdatasync`; then the index learns of it, and its senders are answered. On an error nobody of the group is told
+//! "stored", the segment is never written again, and its earlier chunks are read again from the device.
+//!
+//! Punching holes for buried chunks happens here too, between groups, after the tombstones are durable.
+
+use std::{
+    collections::VecDeque,
+    io::{self, IoSlice},
+    sync::{Arc, atomic::Ordering},
+};
+
+use bytes::Bytes;
+use cairn_placement::ChunkId;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use super::{
+    PutError, PutOutcome,
+    format::{Body, Position, Record, SegmentId, Sequence, Tombstone, align, encode_record},
+    header::{ChunkHeader, SealedChunk},
+    index::{Entry, Known, Place},
+    read::{RecordFault, verify_on_device},
+    segment::{FIRST_RECORD, NewSegment},
+    space::Admitted,
+    store::{Flight, Inner},
+};
+
+/// Holes are punched in units of this.
+const PAGE_BYTES: u64 = 4096;
+/// Holes punched between two groups.
+const HOLES_AT_ONCE: usize = 64;
+/// What a mark takes, header only.
+const MARK_BYTES: u64 = 72;
+
+/// What the writer is asked for.
+pub enum Command {
+    Put(Put),
+    Bury(Bury),
+    /// Ends the writer once everything before is durable.
+    Close(oneshot::Sender<()>),
+}
+
+/// A chunk to be stored, with all that it holds until then.
+pub struct Put {
+    pub chunk: SealedChunk,
+    pub admitted: Admitted,
+    pub flight: Flight,
+    pub budget: OwnedSemaphorePermit,
+    pub reply: oneshot::Sender<Result<PutOutcome, PutError>>,
+}
+
+/// Chunks to be buried.
+pub struct Bury {
+    pub tombstones: Vec<Tombstone>,
+    pub budget: OwnedSemaphorePermit,
+    pub reply: oneshot::Sender<Result<(), PutError>>,
+}
+
+/// Content that nobody needs any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hole {
+    pub slot: u32,
+    pub offset: u64,
+    pub length: u64,
+}
+
+/// The whole pages inside a chunk's frames.
+pub fn hole(entry: &Entry) -> Option<Hole> {
+    let header_length = super::format::record_header_length(entry.plain_length);
+    let frames = u64::from(super::header::frame_count(entry.plain_length));
+    let start = entry.place.offset() + header_length;
+    let end = start + u64::from(entry.plain_length) + frames * super::TAG_BYTES as u64;
+    let (start, end) = (start.next_multiple_of(PAGE_BYTES), end / PAGE_BYTES * PAGE_BYTES);
+    (start < end).then(|| Hole { slot: entry.place.slot, offset: start, length: end - start })
+}
+
+/// The writer's own state.
+pub struct Writer {
+    pub store: Arc<Inner>,
+    pub commands: mpsc::Receiver<Command>,
+    pub to_mark: Vec<(SegmentId, u64)>,
+    pub holes: VecDeque<Hole>,
+    segment: Option<OpenSegment>,
+    next_segment: u32,
+    next_record: u64,
+}
+
+/// The segment that is being written.
+struct OpenSegment {
+    new: NewSegment,
+    end: u64,
+}
+
+/// What becomes durable together.
+#[derive(Default)]
+struct Group {
+    puts: Vec<Put>,
+    burials: Vec<Bury>,
+    /// In the order of their arrival.
+    order: Vec<Member>,
+    bytes: u64,
+    records: usize,
+}
+
+#[derive(Clone, Copy)]
+enum Member {
+    Put(usize),
+    Bury(usize),
+}
+
+/// A group's bytes, laid out.
+struct Layout {
+    headers: Vec<u8>,
+    /// For each record: its header's end among `headers`, its frames, and the padding after them.
+    records: Vec<(usize, Vec<Bytes>, usize)>,
+    /// Where each put of the group will be, in order.
+    places: Vec<Place>,
+    start: u64,
+    end: u64,
+}
+
+impl Writer {
+    pub fn new(
+        store: Arc<Inner>,
+        commands: mpsc::Receiver<Command>,
+        to_mark: Vec<(SegmentId, u64)>,
+        holes: Vec<Hole>,
+    ) -> Self {
+        Self { store, commands, to_mark, holes: holes.into(), segment: None, next_segment: 0, next_record: 0 }
+    }
+
+    /// Writes until it is closed, or nobody can ask any more.
+    pub async fn run(mut self) {
+        loop {
+            let first = if self.holes.is_empty() {
+                self.commands.recv().await
+            } else {
+                match self.commands.try_recv() {
+                    Ok(command) => Some(command),
+                    Err(mpsc::error::TryRecvError::Empty) => {
+                        self.punch_holes().await;
+                        continue;
+                    }
+                    Err(mpsc::error::TryRecvError::Disconnected) => None,
+                }
+            };
+            let Some(first) = first else { return };
+            let (group, close) = self.collect(first);
+            if group.records > 0 {
+                self.commit(group).await;
+                self.punch_holes().await;
+            }
+            if let Some(closed) = close {
+                self.close().await;
+                let _ = closed.send(());
+                return;
+            }
+        }
+    }
+
+    /// Everything that waits, up to the limits of a group.
+    fn collect(&mut self, first: Command) -> (Group, Option<oneshot::Sender<()>>) {
+        let options = &self.store.options;
+        let (group_bytes, group_records) = (options.group_bytes, options.group_records);
+        let mut group = Group::default();
+        let mut next = Some(first);
+        while let Some(command) = next {
+            match command {
+                Command::Close(closed) => return (group, Some(closed)),
+                Command::Put(put) => group.push_put(put),
+                Command::Bury(bury) => group.push_bury(bury),
+            }
+            let full = group.bytes >= group_bytes || group.records >= group_records;
+            next = if full { None } else { self.commands.try_recv().ok() };
+        }
+        (group, None)
+    }
+
+    async fn commit(&mut self, group: Group) {
+        if let Err(error) = self.make_room(group.bytes).await {
+            tracing::error!(%error, "cannot make a segment");
+            self.store.counters.failed_groups.fetch_add(1, Ordering::Relaxed);
+            return group.fail(&format!("no new segment: {error}"));
+        }
+        let marks = std::mem::take(&mut self.to_mark);
+        let layout = self.lay_out(&group, &marks);
+        let segment = self.segment.as_mut().expect("room was made");
+        let (start, end, written) = (layout.start, layout.end, layout.end - layout.start);
+        let places = layout.places.clone();
+        let file = segment.new.file.clone();
+        let (disk, folder) = (self.store.env.disk.clone(), self.store.table.folder().to_owned());
+        let result = self
+            .store
+            .env
+            .blocking(move || {
+                layout.write(&*file)?;
+                file.sync_data()?;
+                // The group is durable: a disk that does not tell its size is no reason to deny that.
+                Ok::<_, io::Error>(disk.space(&folder).ok())
+            })
+            .await;
+        match result {
+            Ok(disk) => {
+                segment.end = end;
+                let room = segment.new.allocated.saturating_sub(end);
+                self.store.space.wrote(written, room, disk);
+                let counters = &self.store.counters;
+                counters.groups.fetch_add(1, Ordering::Relaxed);
+                counters.records.fetch_add(group.records as u64, Ordering::Relaxed);
+                counters.bytes.fetch_add(written, Ordering::Relaxed);
+                self.acknowledge(group, &places);
+            }
+            Err(error) => {
+                tracing::error!(segment = %segment.new.id, %error, "a group failed; the segment is not written again");
+                self.store.counters.failed_groups.fetch_add(1, Ordering::Relaxed);
+                self.to_mark = marks;
+                self.to_mark.push((segment.new.id, start));
+                let slot = segment.new.slot;
+                self.segment = None;
+                self.store.space.no_room();
+                group.fail(&error.to_string());
+                self.check_segment(slot).await;
+            }
+        }
+    }
+
+    /// Goes to a new segment unless the open one takes so many bytes more.
+    async fn make_room(&mut self, bytes: u64) -> io::Result<()> {
+        let full = match self.segment.take_if(|segment| segment.end + bytes > segment.new.allocated) {
+            None if self.segment.is_some() => return Ok(()),
+            full => full,
+        };
+        if let Some(full) = &full {
+            self.to_mark.push((full.new.id, full.end));
+        }
+        let needed = align(FIRST_RECORD + bytes + self.to_mark.len() as u64 * MARK_BYTES);
+        let size = self.store.segment_bytes();
+        let number = self.next_segment;
+        self.next_segment += 1;
+        let store = self.store.clone();
+        let new = self
+            .store
+            .env
+            .blocking(move || {
+                if let Some(full) = full {
+                    // Only gives back what was allocated and never written.
+                    let _ = full.new.file.truncate(full.end);
+                }
+                store.table.create(number, size, needed)
+            })
+            .await;
+        match new {
+            Ok(new) => {
+                self.segment = Some(OpenSegment { new, end: FIRST_RECORD });
+                self.store.space.wrote(FIRST_RECORD, 0, None);
+                Ok(())
+            }
+            Err(error) => {
+                self.store.space.no_room();
+                Err(error)
+            }
+        }
+    }
+
+    fn lay_out(&mut self, group: &Group, marks: &[(SegmentId, u64)]) -> Layout {
+        let segment = self.segment.as_ref().expect("there is a segment");
+        let identity = self.store.table.identity();
+        let mut layout = Layout {
+            headers: Vec::new(),
+            records: Vec::with_capacity(group.records + marks.len()),
+            places: Vec::with_capacity(group.puts.len()),
+            start: segment.end,
+            end: segment.end,
+        };
+        let mut append = |body: Body, frames: Vec<Bytes>| {
+            let sequence = Sequence { boot: identity.boot, number: self.next_record };
+            self.next_record += 1;
+            let position =
+                Position { incarnation: identity.incarnation, segment: segment.new.id, offset: layout.end };
+            let record = Record { sequence, durable_end: segment.end, body };
+            encode_record(&record, &position, &mut layout.headers);
+            let content = record.header_length() + frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
+            layout.end += record.total_length();
+            let padding = record.total_length() - content;
+            layout.records.push((layout.headers.len(), frames, padding as usize));
+            Place::new(segment.new.slot, position.offset)
+        };
+        for (marked, end) in marks {
+            append(Body::Mark { segment: *marked, end: *end }, Vec::new());
+        }
+        for member in &group.order {
+            match *member {
+                Member::Put(n) => {
+                    let SealedChunk { header, frames } = &group.puts[n].chunk;
+                    layout.places.push(append(Body::Put(ChunkHeader::clone(header)), frames.clone()));
+                }
+                Member::Bury(n) => group.burials[n].tombstones.iter().for_each(|tombstone| {
+                    append(Body::Tombstone(*tombstone), Vec::new());
+                }),
+            }
+        }
+        layout
+    }
+
+    /// Tells the index, then the senders. In the order of arrival: a chunk may be put and buried in one group.
+    fn acknowledge(&mut self, group: Group, places: &[Place]) {
+        let Group { puts, burials, order, .. } = group;
+        let mut outcomes = Vec::with_capacity(puts.len());
+        {
+            let mut index = self.store.index.write();
+            for member in order {
+                match member {
+                    Member::Put(n) => {
+                        let entry = Entry::new(&puts[n].chunk.header, places[n]);
+                        outcomes.push(match index.insert(puts[n].chunk.header.id, entry) {
+                            Ok(()) => Ok(PutOutcome::Stored),
+                            Err(known) => {
+                                self.holes.extend(hole(&entry));
+                                match known {
+                                    Known::Buried { .. } => Err(PutError::Buried),
+                                    Known::Present(_) => Ok(PutOutcome::Present),
+                                }
+                            }
+                        });
+                    }
+                    Member::Bury(n) => {
+                        for tombstone in &burials[n].tombstones {
+                            let old = index.bury(*tombstone);
+                            self.holes.extend(old.as_ref().and_then(hole));
+                        }
+                    }
+                }
+            }
+        }
+        // Senders that no longer wait are none of our business: the chunks are here all the same.
+        for (put, outcome) in puts.into_iter().zip(outcomes) {
+            let Put { admitted, flight, budget, reply, .. } = put;
+            drop((admitted, flight, budget));
+            let _ = reply.send(outcome);
+        }
+        for bury in burials {
+            drop(bury.budget);
+            let _ = bury.reply.send(Ok(()));
+        }
+    }
+
+    /// Reads every chunk of a segment again, from the device; what is not there leaves the inventory.
+    async fn check_segment(&self, slot: u32) {
+        let chunks = self.store.index.read().in_segment(slot);
+        for (id, entry) in chunks {
+            let store = self.store.clone();
+            let result = self.store.env.blocking(move || verify_on_device(&store.table, id, &entry)).await;
+            if let Err(fault) = result {
+                self.lose(id, &entry, &fault);
+            }
+        }
+    }
+
+    fn lose(&self, id: ChunkId, entry: &Entry, fault: &RecordFault) {
+        self.store.quarantine(id, entry, &format!("after a failed write to its segment: {fault}"));
+    }
+
+    async fn punch_holes(&mut self) {
+        let count = self.holes.len().min(HOLES_AT_ONCE);
+        if count == 0 {
+            return;
+        }
+        let holes: Vec<Hole> = self.holes.drain(..count).collect();
+        let store = self.store.clone();
+        self.store
+            .env
+            .blocking(move || {
+                for Hole { slot, offset, length } in holes {
+                    let punched = store.table.file(slot).and_then(|file| file.punch_hole(offset, length));
+                    match punched {
+                        Ok(()) => store.space.freed(length),
+                        Err(error) => tracing::warn!(%error, offset, length, "a deleted chunk's space is not given back"),
+                    }
+                }
+                if let Ok(disk) = store.env.disk.space(store.table.folder()) {
+                    store.space.look(disk);
+                }
+            })
+            .await;
+    }
+
+    /// Notes that the open segment is whole, so that the next open need not doubt its last group.
+    async fn close(&mut self) {
+        let Some(segment) = &self.segment else { return };
+        let (id, end) = (segment.new.id, segment.end);
+        let room = segment.new.allocated - end;
+        let mut marks = std::mem::take(&mut self.to_mark);
+        marks.push((id, end));
+        if room < marks.len() as u64 * MARK_BYTES {
+            return;
+        }
+        let layout = self.lay_out(&Group::default(), &marks);
+        let file = self.segment.take().expect("just seen").new.file;
+        let result = self.store.env.blocking(move || {
+            layout.write(&*file)?;
+            file.sync_data()?;
+            file.truncate(layout.end)
+        });
+        if let Err(error) = result.await {
+            tracing::warn!(segment = %id, %error, "not closed cleanly; the next start looks at its last group");
+        }
+    }
+}
+
+impl Group {
+    fn push_put(&mut self, put: Put) {
+        let header = &put.chunk.header;
+        self.bytes += super::store::record_bytes(header);
+        self.records += 1;
+        self.order.push(Member::Put(self.puts.len()));
+        self.puts.push(put);
+    }
+
+    fn push_bury(&mut self, bury: Bury) {
+        self.bytes += bury.tombstones.len() as u64 * MARK_BYTES;
+        self.records += bury.tombstones.len();
+        self.order.push(Member::Bury(self.burials.len()));
+        self.burials.push(bury);
+    }
+
+    fn fail(self, reason: &str) {
+        for put in self.puts {
+            let Put { admitted, flight, budget, reply, .. } = put;
+            drop((admitted, flight, budget));
+            let _ = reply.send(Err(PutError::Failed(reason.to_owned())));
+        }
+        for bury in self.burials {
+            let _ = bury.reply.send(Err(PutError::Failed(reason.to_owned())));
+        }
+    }
+}
+
+impl Layout {
+    fn write(&self, file: &dyn crate::env::DiskFile) -> io::Result<()> {
+        const ZEROS: [u8; 8] = [0; 8];
+        let mut parts = Vec::with_capacity(self.records.iter().map(|(_, frames, _)| frames.len() + 2).sum());
+        let mut from = 0;
+        for (to, frames, padding) in &self.records {
+            parts.push(IoSlice::new(&self.headers[from..*to]));
+            parts.extend(frames.iter().map(|frame| IoSlice::new(frame)));
+            parts.push(IoSlice::new(&ZEROS[..*padding]));
+            from = *to;
+        }
+        file.write_at(&parts, self.start)
+    }
+}
