@@ -12,7 +12,17 @@ use std::{ops::Range, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use crate::env::Env;
+
+pub mod conformance;
+pub mod embedded;
+pub mod etcd;
 pub mod keys;
+pub mod limits;
+pub mod url;
+
+pub use limits::{MAX_KEY_BYTES, MAX_TXN_BYTES, MAX_TXN_OPS, MAX_VALUE_BYTES};
+pub use url::DatabaseUrl;
 
 /// A key with its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,11 +88,19 @@ pub struct LeaseId(pub i64);
 /// One operation of a transaction. A transaction names each key at most once among its puts and deletes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
-    Put { key: Bytes, value: Bytes, lease: Option<LeaseId> },
+    Put {
+        key: Bytes,
+        value: Bytes,
+        lease: Option<LeaseId>,
+    },
     /// Deleting what does not exist is no error.
-    Delete { key: Bytes },
+    Delete {
+        key: Bytes,
+    },
     /// Answered in [`TxnResult::reads`], in order, as of before the transaction's writes.
-    Get { key: Bytes },
+    Get {
+        key: Bytes,
+    },
 }
 
 impl Op {
@@ -100,7 +118,7 @@ impl Op {
 }
 
 /// If all of `compare` hold, all of `then` happen at one revision, else all of `otherwise`. At most [`MAX_TXN_OPS`] in
-/// each list.
+/// each list, at most [`MAX_TXN_BYTES`] together.
 #[derive(Debug, Clone, Default)]
 pub struct Txn {
     pub compare: Vec<Compare>,
@@ -108,17 +126,12 @@ pub struct Txn {
     pub otherwise: Vec<Op>,
 }
 
-/// etcd's default `--max-txn-ops`.
-pub const MAX_TXN_OPS: usize = 128;
-/// Largest value that may be stored: below etcd's request limit of 1.5 MiB with room for the rest of a transaction.
-pub const MAX_VALUE_BYTES: usize = 1 << 20;
-
 /// What a transaction did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TxnResult {
     /// The conditions held.
     pub succeeded: bool,
-    /// The store's revision after it.
+    /// The store's revision after it. Raised by every put and every delete of something that existed, by nothing else.
     pub revision: u64,
     /// One for each `Get` of the list that was carried out, in order.
     pub reads: Vec<Option<KeyValue>>,
@@ -141,10 +154,13 @@ impl Event {
     }
 }
 
-/// Events of a range of keys, in order, none left out. When it ends or fails, read again and watch from there.
+/// Events of a range of keys, in order, none left out and none twice, also over lost connections.
 #[async_trait]
 pub trait Watch: Send {
-    /// The next events, at least one. [`MetaError::Compacted`] if some were lost: read everything again.
+    /// The next events, at least one. Dropping the future loses none.
+    ///
+    /// [`MetaError::Compacted`] if some were lost: read everything again and watch from there. [`MetaError::Unavailable`]
+    /// if the store has been away for a while: calling again goes on where it was.
     async fn next(&mut self) -> Result<Vec<Event>, MetaError>;
 }
 
@@ -178,22 +194,28 @@ pub trait MetaStore: Send + Sync {
     /// Keys in `range` (start included, end not), in order, `limit` at most (0: no limit).
     ///
     /// `at`: as of that revision, else of now. Reading at an old revision fails with `Compacted` once it is gone; the
-    /// embedded store keeps none but the newest.
+    /// embedded store keeps none but the newest. A revision that is yet to come is refused.
     async fn range(&self, read: RangeRead) -> Result<Page, MetaError>;
 
+    /// [`MetaError::Unknown`]: look whether it happened before doing it again. The transaction may also be lost only
+    /// *later*: so look with a write that would be refused if it had happened (compare what it changes).
     async fn txn(&self, txn: Txn) -> Result<TxnResult, MetaError>;
 
-    /// Events of `range` whose revision is at least `from`.
+    /// Events of `range` whose revision is at least `from` (which is not 0).
     async fn watch(&self, range: Range<Bytes>, from: u64) -> Result<Box<dyn Watch>, MetaError>;
 
-    /// A lease that ends `ttl` after its last renewal.
+    /// A lease that ends `ttl` after its last renewal, or somewhat later: etcd counts whole seconds, two at least, and
+    /// starts anew when its leader changes.
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, MetaError>;
 
     /// Renews a lease. `LeaseNotFound` once it has ended.
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), MetaError>;
 
-    /// Ends a lease, and deletes its keys, now.
+    /// Ends a lease, and deletes its keys, now. No error if it has ended already.
     async fn revoke(&self, lease: LeaseId) -> Result<(), MetaError>;
+
+    /// Lets go of files and connections; later calls fail.
+    async fn close(&self) {}
 
     /// One key's value.
     async fn get(&self, key: &[u8]) -> Result<Option<KeyValue>, MetaError> {
@@ -241,3 +263,20 @@ pub fn prefix_end(prefix: &[u8]) -> Bytes {
 
 /// A shared store.
 pub type SharedMeta = Arc<dyn MetaStore>;
+
+/// Why the store of a URL was not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error(transparent)]
+    Embedded(#[from] embedded::OpenError),
+    #[error(transparent)]
+    Etcd(#[from] etcd::OptionsError),
+}
+
+/// Opens the store that `url` names. An etcd that is away is no error: calls wait for it.
+pub async fn connect(url: &DatabaseUrl, env: Env) -> Result<SharedMeta, ConnectError> {
+    Ok(match url {
+        DatabaseUrl::Embedded { folder } => Arc::new(embedded::EmbeddedStore::open(env, folder).await?),
+        DatabaseUrl::Etcd(address) => Arc::new(etcd::EtcdStore::open(env, address.clone()).await?),
+    })
+}
