@@ -1,1 +1,126 @@
 //! Stored keys: one file each, with its schema in the doc comment.
+//!
+//! | key | what | written by |
+//! |---|---|---|
+//! | `c/cluster` | [`cluster::ClusterRecord`] | the first node |
+//! | `c/node/<name>` | [`node::NodeRecord`] | that node |
+//! | `c/node-id` | the last number given to a node | a registering node |
+//! | `c/live/<name>` | [`node::LiveRecord`], leased | that node |
+//! | `c/coordinator` | name of the coordinator, leased | the coordinator |
+//! | `c/intent` | [`intent::IntentRecord`] | the node that the operator told |
+//! | `c/map/gen` | [`map::MapHead`] | the coordinator |
+//! | `c/map/page/<number>` | a page of the map | the coordinator |
+//! | `c/epoch` | the sweep epoch | the coordinator |
+//! | `c/tick` | the minutes counted (R10) | the coordinator |
+//! | `volume/<name>` | [`volume::VolumeRecord`] | gateways |
+//! | `volume-id` | the last number given to a volume | gateways |
+//! | `file/<volume id>/<path>` | [`file::FileRecord`] | gateways |
+//! | `slot/<node>/<number>` | [`slot`]: what the gateway last committed there | that gateway |
+//! | `collect/<generation>` | [`collect::CollectRecord`] | gateways, removed by the coordinator |
+//!
+//! Everything under `c/` is small and watched by every node. Values are JSON with a version `v`, except file records,
+//! map pages and slots, which are binary and begin with a version byte.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::{KeyValue, MetaError};
+
+pub mod cluster;
+pub mod collect;
+pub mod file;
+pub mod intent;
+pub mod map;
+pub mod node;
+pub mod slot;
+pub mod volume;
+
+/// Everything that each node mirrors.
+pub const CLUSTER_PREFIX: &[u8] = b"c/";
+/// Version of the JSON records.
+const RECORD_VERSION: u8 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct Versioned<T> {
+    v: u8,
+    #[serde(flatten)]
+    body: T,
+}
+
+/// The stored form of a JSON record.
+pub fn to_json<T: Serialize>(body: &T) -> Bytes {
+    let text = serde_json::to_vec(&Versioned { v: RECORD_VERSION, body });
+    text.expect("records are plain data").into()
+}
+
+/// Reads a JSON record.
+pub fn from_json<T: DeserializeOwned>(entry: &KeyValue) -> Result<T, MetaError> {
+    #[derive(Deserialize)]
+    struct Version {
+        v: u8,
+    }
+    let damaged = |error: serde_json::Error| MetaError::Damaged(format!("{}: {error}", name(&entry.key)));
+    let version: Version = serde_json::from_slice(&entry.value).map_err(damaged)?;
+    if version.v != RECORD_VERSION {
+        return Err(newer(&entry.key, version.v));
+    }
+    serde_json::from_slice::<Versioned<T>>(&entry.value).map(|record| record.body).map_err(damaged)
+}
+
+/// Reads a number stored as decimal digits.
+pub fn number(entry: &KeyValue) -> Result<u64, MetaError> {
+    let text = std::str::from_utf8(&entry.value).ok().and_then(|text| text.parse().ok());
+    text.ok_or_else(|| MetaError::Damaged(format!("{} is not a number", name(&entry.key))))
+}
+
+pub(crate) fn newer(key: &[u8], version: u8) -> MetaError {
+    MetaError::Damaged(format!(
+        "{} has format version {version}; this program reads version {RECORD_VERSION}: run the release that wrote it",
+        name(key)
+    ))
+}
+
+/// A key for messages.
+pub(crate) fn name(key: &[u8]) -> String {
+    key.escape_ascii().to_string()
+}
+
+/// The last number given to a node.
+pub fn node_id_key() -> Bytes {
+    Bytes::from_static(b"c/node-id")
+}
+
+/// The coordinator's name, leased.
+pub fn coordinator_key() -> Bytes {
+    Bytes::from_static(b"c/coordinator")
+}
+
+/// The sweep epoch, as decimal digits; absent means 0.
+pub fn epoch_key() -> Bytes {
+    Bytes::from_static(b"c/epoch")
+}
+
+/// Ticks counted by coordinators, as decimal digits.
+pub fn tick_key() -> Bytes {
+    Bytes::from_static(b"c/tick")
+}
+
+/// The last number given to a volume.
+pub fn volume_id_key() -> Bytes {
+    Bytes::from_static(b"volume-id")
+}
+
+/// 16 bytes as hexadecimal text in JSON.
+pub(crate) mod hex16 {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(bytes: &[u8; 16], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&hex::encode(bytes))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 16], D::Error> {
+        let mut bytes = [0; 16];
+        hex::decode_to_slice(String::deserialize(deserializer)?, &mut bytes).map_err(D::Error::custom)?;
+        Ok(bytes)
+    }
+}

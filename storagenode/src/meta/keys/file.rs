@@ -1,0 +1,203 @@
+//! `file/<volume id, 8 hexadecimal digits>/<path>` → [`FileRecord`].
+//!
+//! # Record (v1)
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 1 | version `1` |
+//! | varint | chunk size in units of 64 KiB |
+//! | 1 | copies of each chunk |
+//! | 32 | BLAKE3 of the content |
+//! | varint | milliseconds since 1970 |
+//! | 1 + n | content type |
+//! | varint | number of extents |
+//! | 16 + varint each | extent: generation, length |
+//!
+//! Varints are LEB128. The first extent's generation is the file's. About 75 bytes, whatever the size of the file.
+
+use bytes::Bytes;
+use cairn_placement::{Generation, VolumeId};
+
+use crate::meta::{KeyValue, MetaError};
+
+pub const PREFIX: &[u8] = b"file/";
+const VERSION: u8 = 1;
+const CHUNK_UNIT: u32 = 65_536;
+/// Far above what any writer makes; bounds what a damaged record can cost.
+const MAX_EXTENTS: u64 = 10_000;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileRecord {
+    pub chunk_size_bytes: u32,
+    pub copies: u8,
+    pub blake3: [u8; 32],
+    pub modified_unix_ms: i64,
+    /// At most 127 bytes.
+    pub content_type: String,
+    /// At least one.
+    pub extents: Vec<Extent>,
+}
+
+/// Consecutive content kept as one generation's chunks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    pub generation: Generation,
+    pub length_bytes: u64,
+}
+
+impl FileRecord {
+    pub fn generation(&self) -> Generation {
+        self.extents[0].generation
+    }
+
+    pub fn size_bytes(&self) -> u64 {
+        self.extents.iter().map(|extent| extent.length_bytes).sum()
+    }
+
+    pub fn encode(&self) -> Bytes {
+        let mut out = vec![VERSION];
+        put_varint(&mut out, u64::from(self.chunk_size_bytes / CHUNK_UNIT));
+        out.push(self.copies);
+        out.extend_from_slice(&self.blake3);
+        put_varint(&mut out, self.modified_unix_ms.max(0) as u64);
+        out.push(self.content_type.len() as u8);
+        out.extend_from_slice(self.content_type.as_bytes());
+        put_varint(&mut out, self.extents.len() as u64);
+        for extent in &self.extents {
+            out.extend_from_slice(&extent.generation.0);
+            put_varint(&mut out, extent.length_bytes);
+        }
+        out.into()
+    }
+
+    pub fn decode(entry: &KeyValue) -> Result<Self, MetaError> {
+        let damaged = || MetaError::Damaged(format!("{} holds no file record", super::name(&entry.key)));
+        match entry.value.first() {
+            Some(&VERSION) => parse(&entry.value[1..]).ok_or_else(damaged),
+            Some(version) => Err(super::newer(&entry.key, *version)),
+            None => Err(damaged()),
+        }
+    }
+}
+
+fn parse(mut rest: &[u8]) -> Option<FileRecord> {
+    let units = u32::try_from(get_varint(&mut rest)?).ok().filter(|units| (1..=256).contains(units))?;
+    let copies = take(&mut rest, 1)?[0];
+    let blake3 = take(&mut rest, 32)?.try_into().ok()?;
+    let modified_unix_ms = i64::try_from(get_varint(&mut rest)?).ok()?;
+    let length = take(&mut rest, 1)?[0];
+    let content_type = String::from_utf8(take(&mut rest, usize::from(length))?.to_vec()).ok()?;
+    let count = get_varint(&mut rest).filter(|count| (1..=MAX_EXTENTS).contains(count))?;
+    let mut extents = Vec::new();
+    let mut size = 0u64;
+    for _ in 0..count {
+        let generation = Generation(take(&mut rest, 16)?.try_into().ok()?);
+        let length_bytes = get_varint(&mut rest)?;
+        size = size.checked_add(length_bytes)?;
+        extents.push(Extent { generation, length_bytes });
+    }
+    let whole = rest.is_empty() && copies > 0;
+    let chunk_size_bytes = units * CHUNK_UNIT;
+    whole.then_some(FileRecord { chunk_size_bytes, copies, blake3, modified_unix_ms, content_type, extents })
+}
+
+/// Where a volume's records begin.
+pub fn prefix(volume: VolumeId) -> Bytes {
+    format!("file/{:08x}/", volume.0).into()
+}
+
+pub fn key(volume: VolumeId, path: &str) -> Bytes {
+    [&prefix(volume)[..], path.as_bytes()].concat().into()
+}
+
+/// The path that a key names.
+pub fn path(entry: &KeyValue) -> Result<&str, MetaError> {
+    let rest = entry.key.get(PREFIX.len() + 9..).and_then(|rest| std::str::from_utf8(rest).ok());
+    rest.ok_or_else(|| MetaError::Damaged(format!("{} names no file", super::name(&entry.key))))
+}
+
+fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+fn get_varint(rest: &mut &[u8]) -> Option<u64> {
+    let mut value = 0u64;
+    for shift in (0..64).step_by(7) {
+        let byte = take(rest, 1)?[0];
+        let bits = u64::from(byte & 0x7f);
+        if bits << shift >> shift != bits {
+            return None;
+        }
+        value |= bits << shift;
+        if byte < 0x80 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+fn take<'a>(rest: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
+    let (head, tail) = rest.split_at_checked(count)?;
+    *rest = tail;
+    Some(head)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    fn entry(value: Bytes) -> KeyValue {
+        KeyValue { key: key(VolumeId(7), "a/b"), value, create_revision: 1, mod_revision: 2 }
+    }
+
+    proptest! {
+        #[test]
+        fn records_round_trip(
+            units in 1u32..=256, copies in 1u8..=7, blake3: [u8; 32], modified in 0i64..i64::MAX,
+            content_type in "[ -~]{0,127}", extents in vec((any::<[u8; 16]>(), 0u64..1 << 50), 1..5),
+        ) {
+            let extents: Vec<Extent> = extents
+                .into_iter()
+                .map(|(generation, length_bytes)| Extent { generation: Generation(generation), length_bytes })
+                .collect();
+            let record = FileRecord {
+                chunk_size_bytes: units * CHUNK_UNIT, copies, blake3, modified_unix_ms: modified, content_type, extents,
+            };
+            prop_assert_eq!(FileRecord::decode(&entry(record.encode())), Ok(record));
+        }
+
+        #[test]
+        fn damaged_records_never_panic(mut bytes in vec(any::<u8>(), 0..120)) {
+            let _ = FileRecord::decode(&entry(bytes.clone().into()));
+            bytes.insert(0, VERSION);
+            let _ = FileRecord::decode(&entry(bytes.into()));
+        }
+    }
+
+    #[test]
+    fn a_usual_record_is_small_and_names_its_file() {
+        let record = FileRecord {
+            chunk_size_bytes: 4 << 20,
+            copies: 3,
+            blake3: [1; 32],
+            modified_unix_ms: 1_790_000_000_000,
+            content_type: "text/plain".into(),
+            extents: vec![Extent { generation: Generation([3; 16]), length_bytes: 5 << 30 }],
+        };
+        let entry = entry(record.encode());
+        assert!(entry.value.len() + entry.key.len() <= 200, "{}", entry.value.len());
+        assert_eq!(path(&entry), Ok("a/b"));
+    }
+
+    #[test]
+    fn a_newer_version_is_named() {
+        let error = FileRecord::decode(&entry(Bytes::from_static(&[9, 0]))).unwrap_err();
+        assert!(error.to_string().contains("format version 9"), "{error}");
+    }
+}
