@@ -1,0 +1,9 @@
+//! The node's part in its cluster: it registers under a lease ([`register`]), mirrors what every node must know
+//! ([`view`]), and one of them coordinates ([`coordinate`]).
+
+pub mod coordinate;
+pub mod register;
+pub mod status;
+pub mod view;
+
+pub use view::{ClusterState, NodeInfo, View};

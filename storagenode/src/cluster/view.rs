@@ -1,0 +1,217 @@
+//! A mirror of everything under `c/`: cluster map, nodes, epoch, tick, intent.
+//!
+//! One task reads the prefix at one revision and watches it from the next. While the store is away the last state
+//! stays (R13), and the task tries again with a bounded, growing pause. A state only ever gets newer.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use cairn_placement::{ClusterMap, Incarnation, NodeId};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    env::Env,
+    meta::{Event, KeyValue, MetaError, RangeRead, SharedMeta, keys, prefix_end},
+};
+
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(3);
+
+/// A registered node, as others see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeInfo {
+    pub id: NodeId,
+    pub name: String,
+    pub zone: String,
+    pub incarnation: Incarnation,
+    pub capacity_bytes: u64,
+    /// Where its gRPC services are, while its lease lives.
+    pub address: Option<String>,
+    pub version: String,
+}
+
+impl NodeInfo {
+    pub fn is_live(&self) -> bool {
+        self.address.is_some()
+    }
+}
+
+/// What a node knows of its cluster, as of one revision.
+#[derive(Debug, Clone, Default)]
+pub struct ClusterState {
+    pub revision: u64,
+    /// Absent until the coordinator has made the first one.
+    pub map: Option<Arc<ClusterMap>>,
+    /// Revision of the map's head; 0 while there is none.
+    pub map_revision: u64,
+    pub nodes: BTreeMap<NodeId, NodeInfo>,
+    pub epoch: u32,
+    /// Revision of the epoch's key; 0 while there is none.
+    pub epoch_revision: u64,
+    pub tick: u64,
+    pub coordinator: Option<String>,
+    pub intent: Option<keys::intent::IntentRecord>,
+}
+
+impl ClusterState {
+    pub fn node_by_name(&self, name: &str) -> Option<&NodeInfo> {
+        self.nodes.values().find(|node| node.name == name)
+    }
+}
+
+/// Shares the newest [`ClusterState`].
+#[derive(Clone)]
+pub struct View {
+    receiver: watch::Receiver<Arc<ClusterState>>,
+}
+
+impl View {
+    /// Starts the mirror, which runs until `stop`.
+    pub fn start(env: Env, meta: SharedMeta, stop: CancellationToken) -> Self {
+        let (sender, receiver) = watch::channel(Arc::new(ClusterState::default()));
+        tokio::spawn(async move {
+            let mirror = Mirror { meta, entries: BTreeMap::new(), map: None, sender };
+            stop.run_until_cancelled(mirror.run(env)).await;
+        });
+        Self { receiver }
+    }
+
+    pub fn current(&self) -> Arc<ClusterState> {
+        self.receiver.borrow().clone()
+    }
+
+    /// Waits until `wanted` gives something, or the mirror has ended.
+    pub async fn wait_for<T>(&self, mut wanted: impl FnMut(&ClusterState) -> Option<T>) -> Option<T> {
+        let mut receiver = self.receiver.clone();
+        loop {
+            if let Some(found) = wanted(&receiver.borrow_and_update()) {
+                return Some(found);
+            }
+            receiver.changed().await.ok()?;
+        }
+    }
+
+    /// Ends when the state is newer than `revision`, or the mirror has ended.
+    pub async fn newer_than(&self, revision: u64) {
+        self.wait_for(|state| (state.revision > revision).then_some(())).await;
+    }
+}
+
+struct Mirror {
+    meta: SharedMeta,
+    entries: BTreeMap<Bytes, KeyValue>,
+    map: Option<(u64, Arc<ClusterMap>)>,
+    sender: watch::Sender<Arc<ClusterState>>,
+}
+
+impl Mirror {
+    async fn run(mut self, env: Env) {
+        let mut pause = RETRY_MIN;
+        loop {
+            let before = self.sender.borrow().revision;
+            let error = match self.follow().await {
+                Ok(()) => return,
+                Err(error) => error,
+            };
+            if self.sender.borrow().revision > before {
+                pause = RETRY_MIN;
+            }
+            warn!(%error, retry_ms = pause.as_millis() as u64, "lost sight of the metadata store");
+            env.clock.sleep(pause).await;
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    /// Reads, then watches; only an error ends it.
+    async fn follow(&mut self) -> Result<(), MetaError> {
+        let page = self.meta.range(RangeRead::prefix(keys::CLUSTER_PREFIX)).await?;
+        let newest = self.sender.borrow().revision;
+        if page.revision < newest {
+            return Err(MetaError::Unavailable(format!(
+                "it answers with revision {}, behind {newest} which it has shown before",
+                page.revision
+            )));
+        }
+        self.entries = page.entries.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
+        self.publish(page.revision)?;
+        let range = Bytes::from_static(keys::CLUSTER_PREFIX)..prefix_end(keys::CLUSTER_PREFIX);
+        let mut watch = self.meta.watch(range, page.revision + 1).await?;
+        info!(revision = page.revision, "the cluster's state is in sight");
+        loop {
+            let events = watch.next().await?;
+            let revision = events.last().map_or(0, Event::revision);
+            for event in events {
+                match event {
+                    Event::Put(entry) => self.entries.insert(entry.key.clone(), entry),
+                    Event::Delete { key, .. } => self.entries.remove(&key),
+                };
+            }
+            self.publish(revision)?;
+        }
+    }
+
+    fn publish(&mut self, revision: u64) -> Result<(), MetaError> {
+        let state = self.read(revision)?;
+        self.sender.send_replace(Arc::new(state));
+        Ok(())
+    }
+
+    fn read(&mut self, revision: u64) -> Result<ClusterState, MetaError> {
+        let map = self.read_map()?;
+        let number = |key: Bytes| self.entries.get(&key).map(keys::number).transpose();
+        let coordinator = self.entries.get(&keys::coordinator_key());
+        Ok(ClusterState {
+            revision,
+            map_revision: map.as_ref().map_or(0, |(revision, _)| *revision),
+            map: map.map(|(_, map)| map),
+            nodes: self.read_nodes()?,
+            epoch: number(keys::epoch_key())?.unwrap_or(0) as u32,
+            epoch_revision: self.entries.get(&keys::epoch_key()).map_or(0, |entry| entry.mod_revision),
+            tick: number(keys::tick_key())?.unwrap_or(0),
+            coordinator: coordinator.map(|entry| String::from_utf8_lossy(&entry.value).into_owned()),
+            intent: self.entries.get(&keys::intent::key()).map(keys::from_json).transpose()?,
+        })
+    }
+
+    /// The map, parsed again only when its head has changed.
+    fn read_map(&mut self) -> Result<Option<(u64, Arc<ClusterMap>)>, MetaError> {
+        let Some(entry) = self.entries.get(&keys::map::key()) else { return Ok(None) };
+        if self.map.as_ref().is_none_or(|(revision, _)| *revision != entry.mod_revision) {
+            let head: keys::map::MapHead = keys::from_json(entry)?;
+            let pages: Vec<&[u8]> = (0..head.pages)
+                .filter_map(|page| self.entries.get(&keys::map::page_key(page)))
+                .map(|entry| &entry.value[..])
+                .collect();
+            let map = head.join(pages.into_iter())?;
+            self.map = Some((entry.mod_revision, Arc::new(map)));
+        }
+        Ok(self.map.clone())
+    }
+
+    fn read_nodes(&self) -> Result<BTreeMap<NodeId, NodeInfo>, MetaError> {
+        let mut nodes = BTreeMap::new();
+        let end = prefix_end(keys::node::NODE_PREFIX);
+        for (key, entry) in self.entries.range(Bytes::from_static(keys::node::NODE_PREFIX)..end) {
+            let record: keys::node::NodeRecord = keys::from_json(entry)?;
+            let name = String::from_utf8_lossy(&key[keys::node::NODE_PREFIX.len()..]).into_owned();
+            let live: Option<keys::node::LiveRecord> =
+                self.entries.get(&keys::node::live_key(&name)).map(keys::from_json).transpose()?;
+            // A lease of another disk than the registered one is on its way out.
+            let live = live.filter(|live| live.incarnation == record.incarnation);
+            let id = NodeId(record.id);
+            let node = NodeInfo {
+                id,
+                name,
+                zone: record.zone,
+                incarnation: Incarnation(record.incarnation),
+                capacity_bytes: record.capacity_bytes,
+                version: live.as_ref().map_or_else(String::new, |live| live.version.clone()),
+                address: live.map(|live| live.address),
+            };
+            nodes.insert(id, node);
+        }
+        Ok(nodes)
+    }
+}
