@@ -3,7 +3,6 @@
 
 pub mod coordinate;
 pub mod register;
-pub mod status;
 pub mod view;
 
 pub use view::{ClusterState, NodeInfo, View};

@@ -9,7 +9,15 @@ use bytes::Bytes;
 use cairn_placement::{Generation, NodeId, PgId, VolumeId};
 use futures::stream::BoxStream;
 
+mod commit;
+mod download;
+pub mod gateway;
+mod namespace;
 pub mod path;
+mod upload;
+mod volumes;
+
+pub use gateway::Gateway;
 
 pub use path::{FilePath, VolumeName};
 

@@ -8,3 +8,6 @@ pub mod chunks;
 pub mod env;
 pub mod files;
 pub mod meta;
+pub mod cluster;
+pub mod replication;
+pub mod workers;

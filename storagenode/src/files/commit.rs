@@ -1,0 +1,221 @@
+//! Commits (R4): one transaction that happens once or not at all, also when its answer is lost.
+//!
+//! A commit goes through a *slot*: a key that only this gateway writes, one commit at a time. The transaction compares
+//! the slot's revision and writes a token into it. When no answer comes, the same transaction is sent again: if it
+//! had happened, the slot's revision has changed and the slot holds the token. An outcome that cannot be found out
+//! within the patience is reported as unknown and never tried afresh.
+//!
+//! ```text
+//! send ── succeeded ──────────────────────────────► done
+//!   ▲  ── failed, slot holds our token ───────────► done (an earlier send had happened)
+//!   │  ── failed, slot's revision is another ─┐
+//!   │  ── failed, something else changed ─────┼───► the caller decides afresh, and may send something new
+//!   └──── no answer (pause, same transaction) ┘     (only if no earlier send is without an answer; see below)
+//! ```
+//!
+//! After an unanswered send, a failed compare is final for that transaction as well: revisions never come back, so
+//! a transaction that fails now fails for ever. Deciding afresh is then safe.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::{FileError, gateway::{Gateway, META_PATIENCE}};
+use crate::meta::{
+    Compare, KeyValue, MetaError, Op, Txn, TxnResult,
+    keys::slot::{self, SLOTS},
+};
+
+/// Between two sends of the same transaction.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// This gateway's slots: which are free, and their revisions as far as known.
+pub struct Slots {
+    node: String,
+    free: Mutex<Vec<FreeSlot>>,
+    permits: Semaphore,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct FreeSlot {
+    number: u16,
+    /// `None` until read from the store.
+    revision: Option<u64>,
+}
+
+/// A slot in use; goes back when dropped.
+pub(super) struct Slot<'a> {
+    slots: &'a Slots,
+    slot: FreeSlot,
+    _permit: SemaphorePermit<'a>,
+}
+
+impl Slots {
+    pub fn new(node: &str) -> Self {
+        let free = (0..SLOTS).rev().map(|number| FreeSlot { number, revision: None }).collect();
+        Self { node: node.to_owned(), free: Mutex::new(free), permits: Semaphore::new(usize::from(SLOTS)) }
+    }
+
+    async fn take(&self) -> Slot<'_> {
+        let permit = self.permits.acquire().await.expect("the semaphore is never closed");
+        let slot = self.free.lock().pop().expect("as many free slots as permits");
+        Slot { slots: self, slot, _permit: permit }
+    }
+}
+
+impl Slot<'_> {
+    fn key(&self) -> Bytes {
+        slot::key(&self.slots.node, self.slot.number)
+    }
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        self.slots.free.lock().push(self.slot);
+    }
+}
+
+/// A commit to make: conditions and writes, besides the slot's.
+#[derive(Debug, Clone)]
+pub(super) struct Proposal {
+    pub compare: Vec<Compare>,
+    pub then: Vec<Op>,
+    /// Read when the commit fails, so that the caller can decide afresh.
+    pub look: Vec<Bytes>,
+}
+
+/// How a commit went.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Committed { revision: u64 },
+    /// A condition did not hold; the values of [`Proposal::look`], in order.
+    Refused(Vec<Option<KeyValue>>),
+}
+
+impl Gateway {
+    /// Makes one commit with the unique `token`.
+    pub(super) async fn commit(&self, token: [u8; 16], proposal: Proposal) -> Result<Outcome, FileError> {
+        let mut slot = self.slots.take().await;
+        let deadline = self.env.clock.monotonic() + META_PATIENCE;
+        let mut sent_without_answer = false;
+        loop {
+            let revision = match slot.slot.revision {
+                Some(revision) => revision,
+                None => {
+                    let key = slot.key();
+                    let entry = self.retry_read(|| self.meta.get(&key)).await?;
+                    entry.map_or(0, |entry| entry.mod_revision)
+                }
+            };
+            slot.slot.revision = Some(revision);
+            let result = self.meta.txn(transaction(&slot.key(), revision, &token, &proposal)).await;
+            match judge(result, &token, revision)? {
+                Judged::Committed(revision) => {
+                    slot.slot.revision = Some(revision);
+                    return Ok(Outcome::Committed { revision });
+                }
+                Judged::Refused(found) => return Ok(Outcome::Refused(found)),
+                Judged::SlotMoved(revision) => {
+                    slot.slot.revision = Some(revision);
+                    continue;
+                }
+                Judged::NoAnswer(error) => {
+                    sent_without_answer |= matches!(error, MetaError::Unknown(_));
+                    if self.env.clock.monotonic() + PAUSE >= deadline {
+                        slot.slot.revision = None;
+                        return Err(match sent_without_answer {
+                            true => FileError::CommitUnknown(error.to_string()),
+                            false => error.into(),
+                        });
+                    }
+                }
+            }
+            self.env.clock.sleep(PAUSE).await;
+        }
+    }
+}
+
+fn transaction(slot_key: &Bytes, revision: u64, token: &[u8; 16], proposal: &Proposal) -> Txn {
+    let mut compare = proposal.compare.clone();
+    compare.push(Compare::unchanged(slot_key.clone(), revision));
+    let mut then = proposal.then.clone();
+    then.push(Op::put(slot_key.clone(), slot::encode(token)));
+    let mut otherwise = vec![Op::get(slot_key.clone())];
+    otherwise.extend(proposal.look.iter().cloned().map(Op::get));
+    Txn { compare, then, otherwise }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Judged {
+    Committed(u64),
+    Refused(Vec<Option<KeyValue>>),
+    /// The slot had another revision than thought, and not our token: nothing of this commit has happened.
+    SlotMoved(u64),
+    NoAnswer(MetaError),
+}
+
+fn judge(
+    result: Result<TxnResult, MetaError>,
+    token: &[u8; 16],
+    slot_revision: u64,
+) -> Result<Judged, FileError> {
+    let result = match result {
+        Ok(result) => result,
+        Err(error @ (MetaError::Unavailable(_) | MetaError::Unknown(_))) => return Ok(Judged::NoAnswer(error)),
+        Err(error) => return Err(error.into()),
+    };
+    if result.succeeded {
+        return Ok(Judged::Committed(result.revision));
+    }
+    let mut reads = result.reads.into_iter();
+    let slot = reads.next().flatten();
+    let found: Vec<_> = reads.collect();
+    if let Some(entry) = &slot
+        && slot::decode(entry)? == *token
+    {
+        return Ok(Judged::Committed(entry.mod_revision));
+    }
+    let revision = slot.map_or(0, |entry| entry.mod_revision);
+    Ok(if revision == slot_revision { Judged::Refused(found) } else { Judged::SlotMoved(revision) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOKEN: [u8; 16] = [7; 16];
+
+    fn failed(slot: Option<([u8; 16], u64)>) -> Result<TxnResult, MetaError> {
+        let slot = slot.map(|(token, revision)| KeyValue {
+            key: slot::key("n", 0),
+            value: slot::encode(&token),
+            create_revision: 1,
+            mod_revision: revision,
+        });
+        Ok(TxnResult { succeeded: false, revision: 90, reads: vec![slot, None] })
+    }
+
+    #[test]
+    fn a_repeated_commit_that_had_happened_is_recognised() {
+        assert_eq!(judge(failed(Some((TOKEN, 50))), &TOKEN, 40), Ok(Judged::Committed(50)));
+    }
+
+    #[test]
+    fn a_slot_with_another_revision_is_read_again() {
+        assert_eq!(judge(failed(Some(([8; 16], 50))), &TOKEN, 40), Ok(Judged::SlotMoved(50)));
+    }
+
+    #[test]
+    fn a_condition_that_does_not_hold_is_the_callers() {
+        assert_eq!(judge(failed(Some(([8; 16], 40))), &TOKEN, 40), Ok(Judged::Refused(vec![None])));
+        assert_eq!(judge(failed(None), &TOKEN, 0), Ok(Judged::Refused(vec![None])));
+    }
+
+    #[test]
+    fn no_answer_is_no_answer() {
+        let lost = MetaError::Unknown("gone".into());
+        assert_eq!(judge(Err(lost.clone()), &TOKEN, 40), Ok(Judged::NoAnswer(lost)));
+    }
+}

@@ -1,0 +1,274 @@
+//! Downloads: read the record, then the frames that the range needs, a bounded number of pieces ahead.
+
+use std::{ops::Range, sync::Arc};
+
+use bytes::Bytes;
+use cairn_placement::{ChunkId, ClusterMap, Generation, VolumeId};
+use futures::{StreamExt, stream};
+
+use super::{
+    Download, FileError, FilePath, RangeSpec, VolumeName,
+    gateway::{Gateway, file_info},
+    upload::not_found,
+};
+use crate::{
+    chunks::{self, ChunkHeader, FRAME_BYTES, GenerationKey},
+    meta::{KeyValue, Op, Txn, keys::{self, file::FileRecord}},
+    replication::{read::FetchError, wire::MESSAGE_BYTES},
+};
+
+/// Frames of one piece: what one request to a holder asks for.
+const PIECE_FRAMES: u32 = 16;
+/// Pieces of one download that are fetched at the same time.
+const PIECES_AHEAD: usize = 4;
+
+/// A file's record, with the volume it is in.
+pub(super) struct Found {
+    pub volume: Arc<super::gateway::OpenVolume>,
+    pub record: FileRecord,
+    pub entry: KeyValue,
+}
+
+/// Part of one chunk that a download wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Piece {
+    id: ChunkId,
+    /// Content bytes of the whole chunk.
+    plain_length: u32,
+    frames: Range<u32>,
+    /// Bytes wanted, counted from the first byte of the first frame.
+    wanted: Range<usize>,
+}
+
+/// What a download's pieces have in common.
+struct Source {
+    gateway: Gateway,
+    map: Arc<ClusterMap>,
+    volume: VolumeId,
+    copies: u8,
+    key: GenerationKey,
+    path: FilePath,
+}
+
+impl Gateway {
+    /// Reads a file's record linearizably, in one round trip if the volume is known.
+    pub(super) async fn find(&self, volume: &VolumeName, path: &FilePath) -> Result<Found, FileError> {
+        let mut known = self.known_volume(volume).await?;
+        loop {
+            let file_key = keys::file::key(known.id(), path.as_str());
+            let reads = vec![Op::get(keys::volume::key(volume.as_str())), Op::get(file_key)];
+            let txn = Txn { then: reads, ..Txn::default() };
+            let result = self.retry_read(|| self.meta.txn(txn.clone())).await?;
+            let mut reads = result.reads.into_iter();
+            let stored_volume = reads.next().flatten();
+            let entry = reads.next().flatten();
+            if stored_volume.is_none_or(|stored| stored.mod_revision != known.revision) {
+                known = self.fresh_volume(volume).await?;
+                continue;
+            }
+            let entry = entry.ok_or_else(|| not_found(volume, path))?;
+            let record = FileRecord::decode(&entry)?;
+            return Ok(Found { volume: known, record, entry });
+        }
+    }
+
+    pub(super) async fn do_download(
+        &self,
+        volume: &VolumeName,
+        path: &FilePath,
+        range: RangeSpec,
+        if_match: Option<Generation>,
+    ) -> Result<Download, FileError> {
+        let found = self.find(volume, path).await?;
+        let file = file_info(volume, path, &found.record);
+        if if_match.is_some_and(|wanted| wanted != file.generation) {
+            let message = format!("{path:?} has the etag {} now", file.generation);
+            return Err(FileError::PreconditionFailed(message));
+        }
+        let bytes = resolve(range, file.size_bytes)?;
+        let (_, map) = self.placed()?;
+        let permit = self.reserve((bytes.end - bytes.start).min((PIECES_AHEAD * MESSAGE_BYTES) as u64) as usize).await?;
+        let length = bytes.end - bytes.start;
+        let sources: Vec<_> = found.record.extents.iter().map(|extent| {
+            Arc::new(Source {
+                gateway: self.clone(),
+                map: map.clone(),
+                volume: found.volume.id(),
+                copies: found.record.copies,
+                key: found.volume.key.derive(extent.generation),
+                path: path.clone(),
+            })
+        });
+        let sources: Vec<_> = sources.collect();
+        let pieces = pieces(&found.record, bytes.clone());
+        let content = stream::iter(pieces)
+            .map(move |(extent, piece)| {
+                let source = sources[extent].clone();
+                async move { source.fetch(piece).await }
+            })
+            .buffered(PIECES_AHEAD)
+            .flat_map(move |result| {
+                let _held = &permit;
+                stream::iter(match result {
+                    Ok(frames) => frames.into_iter().map(Ok).collect(),
+                    Err(error) => vec![Err(error)],
+                })
+            });
+        Ok(Download { file, offset: bytes.start, length, content: content.boxed() })
+    }
+}
+
+impl Source {
+    async fn fetch(&self, piece: Piece) -> Result<Vec<Bytes>, FileError> {
+        let open = |header: &ChunkHeader, sealed: Vec<Bytes>| self.open(&piece, header, &sealed);
+        let read = self.gateway.reader.read(&self.map, piece.id, self.copies, piece.frames.clone(), open).await;
+        read.map_err(|error| {
+            let (path, index) = (self.path.to_string(), piece.id.index);
+            match error {
+                FetchError::Unavailable | FetchError::Missing => FileError::ChunkUnavailable { path, index },
+                FetchError::Corrupt => FileError::DataCorrupt { path, index },
+            }
+        })
+    }
+
+    /// Opens the frames of a piece, and cuts what is wanted out of them.
+    fn open(&self, piece: &Piece, header: &ChunkHeader, sealed: &[Bytes]) -> Result<Vec<Bytes>, String> {
+        if header.plain_length != piece.plain_length || header.volume != self.volume {
+            return Err("the copy's header is of another chunk".into());
+        }
+        let mut opened = Vec::with_capacity(sealed.len());
+        let mut position = 0;
+        for (frame, sealed) in piece.frames.clone().zip(sealed) {
+            let plain = chunks::open_frame(&self.key, self.volume, piece.id, frame, piece.plain_length, sealed)
+                .map_err(|error| error.to_string())?;
+            let from = piece.wanted.start.clamp(position, position + plain.len()) - position;
+            let to = piece.wanted.end.clamp(position, position + plain.len()) - position;
+            position += plain.len();
+            if from < to {
+                opened.push(plain.slice(from..to));
+            }
+        }
+        match opened.iter().map(Bytes::len).sum::<usize>() == piece.wanted.len() {
+            true => Ok(opened),
+            false => Err("the copy has fewer frames than it should".into()),
+        }
+    }
+}
+
+/// The bytes that a range means for a file of this size.
+fn resolve(range: RangeSpec, size_bytes: u64) -> Result<Range<u64>, FileError> {
+    match range {
+        RangeSpec::All => Ok(0..size_bytes),
+        RangeSpec::Last(count) if size_bytes > 0 && count > 0 => Ok(size_bytes.saturating_sub(count)..size_bytes),
+        RangeSpec::Last(_) => Err(FileError::RangeNotSatisfiable { offset: size_bytes, size_bytes }),
+        RangeSpec::From { offset: 0, length: None } => Ok(0..size_bytes),
+        RangeSpec::From { offset, length } if offset < size_bytes => {
+            Ok(offset..length.map_or(size_bytes, |length| offset.saturating_add(length).min(size_bytes)))
+        }
+        RangeSpec::From { offset, .. } => Err(FileError::RangeNotSatisfiable { offset, size_bytes }),
+    }
+}
+
+/// The pieces, in order, that cover `bytes` of a file; each with the number of its extent. Made one by one: a large file
+/// has many.
+fn pieces(record: &FileRecord, bytes: Range<u64>) -> impl Iterator<Item = (usize, Piece)> + Send + use<> {
+    let chunk_bytes = u64::from(record.chunk_size_bytes);
+    let extents: Vec<_> = record.extents.clone();
+    let mut starts = Vec::with_capacity(extents.len());
+    let mut total = 0;
+    for extent in &extents {
+        starts.push(total);
+        total += extent.length_bytes;
+    }
+    let piece_bytes = u64::from(PIECE_FRAMES) * FRAME_BYTES as u64;
+    let mut position = bytes.start;
+    std::iter::from_fn(move || {
+        if position >= bytes.end {
+            return None;
+        }
+        let number = starts.partition_point(|start| *start <= position) - 1;
+        // Extents of no length share their start with the next; the last of them is the one with content.
+        let extent = &extents[number];
+        let within = position - starts[number];
+        let index = within / chunk_bytes;
+        let chunk_start = index * chunk_bytes;
+        let plain_length = (extent.length_bytes - chunk_start).min(chunk_bytes);
+        let offset = within - chunk_start;
+        let frame_start = offset / FRAME_BYTES as u64 * FRAME_BYTES as u64;
+        let chunk_end = starts[number] + chunk_start + plain_length;
+        let end = bytes.end.min(chunk_end).min(position - offset + frame_start + piece_bytes);
+        let last = offset + (end - position);
+        let piece = Piece {
+            id: ChunkId { generation: extent.generation, index: index as u32 },
+            plain_length: plain_length as u32,
+            frames: (frame_start / FRAME_BYTES as u64) as u32..last.div_ceil(FRAME_BYTES as u64) as u32,
+            wanted: (offset - frame_start) as usize..(last - frame_start) as usize,
+        };
+        position = end;
+        Some((number, piece))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::meta::keys::file::Extent;
+
+    fn record(lengths: &[u64], chunk_size_bytes: u32) -> FileRecord {
+        let extent = |(n, length_bytes): (usize, &u64)| Extent {
+            generation: Generation([n as u8; 16]),
+            length_bytes: *length_bytes,
+        };
+        FileRecord {
+            chunk_size_bytes,
+            copies: 3,
+            blake3: [0; 32],
+            modified_unix_ms: 0,
+            content_type: String::new(),
+            extents: lengths.iter().enumerate().map(extent).collect(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_cover_exactly_the_range(
+            lengths in prop::collection::vec(0u64..5_000_000, 1..4), units in 1u32..70, from: u64, count: u64,
+        ) {
+            let record = record(&lengths, units * FRAME_BYTES as u32);
+            let size = record.size_bytes();
+            prop_assume!(size > 0);
+            let from = from % size;
+            let to = from + 1 + count % (size - from);
+            let mut at = from;
+            for (extent, piece) in pieces(&record, from..to) {
+                let start: u64 = lengths[..extent].iter().sum();
+                let chunk_start = start + u64::from(piece.id.index) * u64::from(record.chunk_size_bytes);
+                let first = chunk_start + u64::from(piece.frames.start) * FRAME_BYTES as u64;
+                prop_assert_eq!(first + piece.wanted.start as u64, at);
+                prop_assert!(piece.wanted.start < FRAME_BYTES);
+                prop_assert!(piece.frames.len() <= PIECE_FRAMES as usize && !piece.frames.is_empty());
+                prop_assert!(u64::from(piece.frames.end - 1) * (FRAME_BYTES as u64) < u64::from(piece.plain_length));
+                prop_assert_eq!(piece.id.generation, record.extents[extent].generation);
+                at += piece.wanted.len() as u64;
+            }
+            prop_assert_eq!(at, to);
+        }
+    }
+
+    #[test]
+    fn ranges_resolve_as_http_says() {
+        let from = |offset, length| RangeSpec::From { offset, length };
+        assert_eq!(resolve(RangeSpec::All, 0), Ok(0..0));
+        assert_eq!(resolve(from(0, None), 0), Ok(0..0));
+        assert_eq!(resolve(from(3, Some(4)), 10), Ok(3..7));
+        assert_eq!(resolve(from(3, Some(u64::MAX)), 10), Ok(3..10));
+        assert_eq!(resolve(RangeSpec::Last(3), 10), Ok(7..10));
+        assert_eq!(resolve(RangeSpec::Last(30), 10), Ok(0..10));
+        let unsatisfiable = |offset, size_bytes| Err(FileError::RangeNotSatisfiable { offset, size_bytes });
+        assert_eq!(resolve(from(10, None), 10), unsatisfiable(10, 10));
+        assert_eq!(resolve(from(0, Some(1)), 0), unsatisfiable(0, 0));
+        assert_eq!(resolve(RangeSpec::Last(0), 10), unsatisfiable(10, 10));
+    }
+}

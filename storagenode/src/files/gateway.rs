@@ -1,0 +1,271 @@
+//! [`Gateway`]: the implementation of [`Files`] on this node. Each operation is in a file of its own; here is what they
+//! share.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use cairn_placement::{ClusterMap, Generation, VolumeId};
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::{
+    ChunkLocation, Condition, ContentIn, Download, FileError, FileInfo, FilePath, Files, ListSpec, Listing, RangeSpec,
+    UploadSpec, VolumeInfo, VolumeName, VolumeState,
+    commit::Slots,
+};
+use crate::{
+    chunks::{Kek, VolumeKey},
+    cluster::{ClusterState, View},
+    env::Env,
+    meta::{MetaError, SharedMeta, keys::{file::FileRecord, volume::{State, VolumeRecord}}},
+    replication::{read::Reader, write::Writer},
+};
+
+/// Bytes of one permit of the memory budget.
+const PERMIT_BYTES: usize = 65_536;
+/// How long a request waits for memory before it is told to come back later.
+const BUDGET_WAIT: Duration = Duration::from_secs(20);
+/// How long an operation tries to reach the metadata store (R13).
+pub(super) const META_PATIENCE: Duration = Duration::from_secs(20);
+
+/// What a gateway is made of.
+#[derive(Clone)]
+pub struct Gateway {
+    pub(super) env: Env,
+    pub(super) meta: SharedMeta,
+    pub(super) view: View,
+    pub(super) writer: Writer,
+    pub(super) reader: Reader,
+    pub(super) kek: Arc<Kek>,
+    pub(super) slots: Arc<Slots>,
+    budget: Arc<Semaphore>,
+    volumes: Arc<Mutex<HashMap<VolumeName, Arc<OpenVolume>>>>,
+}
+
+/// Volumes whose keys are kept unwrapped at the same time.
+const MAX_OPEN_VOLUMES: usize = 4_096;
+
+/// A volume as last read, with its data key.
+pub(super) struct OpenVolume {
+    pub name: VolumeName,
+    pub record: VolumeRecord,
+    /// Revision of the record.
+    pub revision: u64,
+    pub key: VolumeKey,
+}
+
+impl OpenVolume {
+    pub fn id(&self) -> VolumeId {
+        VolumeId(self.record.id)
+    }
+
+    pub fn info(&self) -> VolumeInfo {
+        volume_info(&self.name, &self.record)
+    }
+}
+
+/// A volume's record, as callers see it.
+pub(super) fn volume_info(name: &VolumeName, record: &VolumeRecord) -> VolumeInfo {
+    VolumeInfo {
+        name: name.clone(),
+        id: VolumeId(record.id),
+        copies: record.copies,
+        chunk_size_bytes: record.chunk_size_bytes,
+        state: match record.state {
+            State::Active => VolumeState::Active,
+            State::Deleting => VolumeState::Deleting,
+        },
+        created_unix_ms: record.created_unix_ms,
+    }
+}
+
+/// A file's record, as callers see it.
+pub(super) fn file_info(volume: &VolumeName, path: &FilePath, record: &FileRecord) -> FileInfo {
+    FileInfo {
+        volume: volume.clone(),
+        path: path.clone(),
+        size_bytes: record.size_bytes(),
+        generation: record.generation(),
+        blake3: record.blake3,
+        modified_unix_ms: record.modified_unix_ms,
+        content_type: record.content_type.clone(),
+    }
+}
+
+impl Gateway {
+    /// `node` names the slots; `budget_bytes` bounds the content in flight through this gateway.
+    pub fn new(
+        env: Env,
+        meta: SharedMeta,
+        view: View,
+        (writer, reader): (Writer, Reader),
+        kek: Arc<Kek>,
+        node: &str,
+        budget_bytes: usize,
+    ) -> Self {
+        Self {
+            env,
+            meta,
+            view,
+            writer,
+            reader,
+            kek,
+            slots: Arc::new(Slots::new(node)),
+            budget: Arc::new(Semaphore::new(budget_bytes / PERMIT_BYTES)),
+            volumes: Arc::default(),
+        }
+    }
+
+    /// Waits for memory, in bounded time.
+    pub(super) async fn reserve(&self, bytes: usize) -> Result<Arc<OwnedSemaphorePermit>, FileError> {
+        let permits = bytes.div_ceil(PERMIT_BYTES).max(1) as u32;
+        let acquired = self.env.timeout(BUDGET_WAIT, self.budget.clone().acquire_many_owned(permits)).await;
+        match acquired {
+            Some(Ok(permit)) => Ok(Arc::new(permit)),
+            _ => Err(FileError::Overloaded("this node's memory for transfers is in use".into())),
+        }
+    }
+
+    /// The cluster's state and map, once there is a map.
+    pub(super) fn placed(&self) -> Result<(Arc<ClusterState>, Arc<ClusterMap>), FileError> {
+        let state = self.view.current();
+        let map = state.map.clone();
+        let missing = || FileError::NotReady("the cluster has no map yet; it waits for its nodes to register".into());
+        map.map(|map| (state, map)).ok_or_else(missing)
+    }
+
+    /// The volume as last read, or read now; its record may have changed since.
+    pub(super) async fn known_volume(&self, name: &VolumeName) -> Result<Arc<OpenVolume>, FileError> {
+        let known = self.volumes.lock().get(name).cloned();
+        match known {
+            Some(volume) => Ok(volume),
+            None => self.fresh_volume(name).await,
+        }
+    }
+
+    /// The volume, read linearizably.
+    pub(super) async fn fresh_volume(&self, name: &VolumeName) -> Result<Arc<OpenVolume>, FileError> {
+        let key = crate::meta::keys::volume::key(name.as_str());
+        let entry = self.retry_read(|| self.meta.get(&key)).await?;
+        let Some(entry) = entry else {
+            self.volumes.lock().remove(name);
+            return Err(FileError::VolumeNotFound(name.to_string()));
+        };
+        let record: VolumeRecord = crate::meta::keys::from_json(&entry)?;
+        let wrapped = hex::decode(&record.wrapped_key)
+            .map_err(|_| FileError::Internal(format!("the key of volume {name} is not hexadecimal")))?;
+        let unwrapped = self.kek.unwrap(VolumeId(record.id), &wrapped);
+        let key = unwrapped.map_err(|error| FileError::NotReady(error.to_string()))?;
+        let volume = Arc::new(OpenVolume { name: name.clone(), record, revision: entry.mod_revision, key });
+        let mut volumes = self.volumes.lock();
+        if volumes.len() >= MAX_OPEN_VOLUMES {
+            volumes.clear();
+        }
+        volumes.insert(name.clone(), volume.clone());
+        Ok(volume)
+    }
+
+    /// Repeats a read while the store cannot be reached, in bounded time (R13).
+    pub(super) async fn retry_read<T, F>(&self, mut read: impl FnMut() -> F) -> Result<T, FileError>
+    where
+        F: Future<Output = Result<T, MetaError>>,
+    {
+        let deadline = self.env.clock.monotonic() + META_PATIENCE;
+        let mut pause = Duration::from_millis(50);
+        loop {
+            match read().await {
+                Ok(value) => return Ok(value),
+                Err(MetaError::Unavailable(_) | MetaError::Unknown(_))
+                    if self.env.clock.monotonic() + pause < deadline =>
+                {
+                    self.env.clock.sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(1));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Refuses what a volume that is going cannot do.
+    pub(super) fn must_be_active(volume: &OpenVolume) -> Result<(), FileError> {
+        match volume.record.state {
+            State::Active => Ok(()),
+            State::Deleting => Err(FileError::VolumeDeleting(volume.name.to_string())),
+        }
+    }
+}
+
+impl From<MetaError> for FileError {
+    fn from(error: MetaError) -> Self {
+        match error {
+            MetaError::Unavailable(cause) | MetaError::Unknown(cause) => Self::MetadataUnavailable(cause),
+            MetaError::Compacted | MetaError::LeaseNotFound => Self::MetadataUnavailable(error.to_string()),
+            MetaError::Full(_) => Self::OutOfSpace(error.to_string()),
+            MetaError::Refused(_) | MetaError::Damaged(_) => Self::Internal(error.to_string()),
+        }
+    }
+}
+
+#[async_trait]
+impl Files for Gateway {
+    async fn upload(&self, spec: UploadSpec, content: ContentIn) -> Result<FileInfo, FileError> {
+        self.do_upload(spec, content).await
+    }
+
+    async fn download(
+        &self,
+        volume: &VolumeName,
+        path: &FilePath,
+        range: RangeSpec,
+        if_match: Option<Generation>,
+    ) -> Result<Download, FileError> {
+        self.do_download(volume, path, range, if_match).await
+    }
+
+    async fn stat(&self, volume: &VolumeName, path: &FilePath) -> Result<FileInfo, FileError> {
+        let found = self.find(volume, path).await?;
+        Ok(file_info(volume, path, &found.record))
+    }
+
+    async fn locate(
+        &self,
+        volume: &VolumeName,
+        path: &FilePath,
+    ) -> Result<(FileInfo, Vec<ChunkLocation>), FileError> {
+        self.do_locate(volume, path).await
+    }
+
+    async fn list(&self, volume: &VolumeName, spec: ListSpec) -> Result<Listing, FileError> {
+        self.do_list(volume, spec).await
+    }
+
+    async fn delete(
+        &self,
+        volume: &VolumeName,
+        path: &FilePath,
+        condition: Condition,
+    ) -> Result<FileInfo, FileError> {
+        self.do_delete(volume, path, condition).await
+    }
+
+    async fn create_volume(
+        &self,
+        name: &VolumeName,
+        copies: u8,
+        chunk_size_bytes: u32,
+    ) -> Result<(VolumeInfo, bool), FileError> {
+        self.do_create_volume(name, copies, chunk_size_bytes).await
+    }
+
+    async fn volume(&self, name: &VolumeName) -> Result<VolumeInfo, FileError> {
+        Ok(self.fresh_volume(name).await?.info())
+    }
+
+    async fn volumes(&self, limit: usize, token: &str) -> Result<(Vec<VolumeInfo>, String), FileError> {
+        self.do_list_volumes(limit, token).await
+    }
+
+    async fn delete_volume(&self, name: &VolumeName, with_files: bool) -> Result<(), FileError> {
+        self.do_delete_volume(name, with_files).await
+    }
+}

@@ -1,0 +1,375 @@
+//! Uploads: cut, seal, write to a quorum, commit.
+//!
+//! Memory: every chunk in flight holds permits for its bytes, from before its first byte is taken from the client until
+//! the last member needs them no more. So a slow cluster slows the client down, and nothing grows.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cairn_placement::{ChunkId, ClusterMap, Generation};
+use cairn_proto::v1 as proto;
+use futures::StreamExt;
+use tokio::{sync::OwnedSemaphorePermit, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::{
+    Condition, ContentIn, FileError, FileInfo, FilePath, UploadSpec, VolumeName,
+    commit::{Outcome, Proposal},
+    gateway::{Gateway, OpenVolume, file_info},
+};
+use crate::{
+    chunks::{self, GenerationKey},
+    cluster::ClusterState,
+    meta::{
+        Compare, KeyValue, Op,
+        keys::{
+            self,
+            collect::CollectRecord,
+            file::{Extent, FileRecord},
+        },
+    },
+    replication::write::WriteError,
+};
+
+/// Chunks of one upload that are written at the same time.
+const CHUNKS_IN_FLIGHT: usize = 4;
+/// Times that a commit is decided afresh because something it compares had changed.
+const COMMIT_ATTEMPTS: usize = 16;
+/// Longest content type.
+const MAX_CONTENT_TYPE_BYTES: usize = 127;
+/// A file has at most this many chunks (a chunk's index has 32 bits; this keeps sums small).
+const MAX_CHUNKS: u64 = 1 << 31;
+
+/// An upload under way.
+struct Upload<'a> {
+    gateway: &'a Gateway,
+    volume: Arc<OpenVolume>,
+    map: Arc<ClusterMap>,
+    generation: Generation,
+    key: GenerationKey,
+    writes: JoinSet<Result<(), WriteError>>,
+    chunks: u32,
+    received: u64,
+    hasher: blake3::Hasher,
+}
+
+impl Gateway {
+    /// Uploads in a task of its own: when the caller goes away, the task sees it, stops taking content, and has what
+    /// was written buried; a commit that has begun is seen through.
+    pub(super) async fn do_upload(&self, spec: UploadSpec, content: ContentIn) -> Result<FileInfo, FileError> {
+        let caller_gone = CancellationToken::new();
+        let _guard = caller_gone.clone().drop_guard();
+        let gateway = self.clone();
+        let task = tokio::spawn(async move { gateway.upload_until(spec, content, caller_gone).await });
+        task.await.map_err(|error| FileError::Internal(format!("the upload's task failed: {error}")))?
+    }
+
+    async fn upload_until(
+        &self,
+        spec: UploadSpec,
+        content: ContentIn,
+        caller_gone: CancellationToken,
+    ) -> Result<FileInfo, FileError> {
+        check_spec(&spec)?;
+        let volume = self.known_volume(&spec.volume).await?;
+        Self::must_be_active(&volume)?;
+        let (state, map) = self.placed()?;
+        let file_key = keys::file::key(volume.id(), spec.path.as_str());
+        let present = self.retry_read(|| self.meta.get(&file_key)).await?;
+        holds(spec.condition, present.as_ref(), &spec.path)?;
+        let generation = Generation::mint(state.epoch, self.env.random.bytes());
+        let mut upload = Upload {
+            gateway: self,
+            key: volume.key.derive(generation),
+            volume,
+            map: map.clone(),
+            generation,
+            writes: JoinSet::new(),
+            chunks: 0,
+            received: 0,
+            hasher: blake3::Hasher::new(),
+        };
+        let result = async {
+            let gone = || FileError::UploadIncomplete("the client went away".into());
+            let taken = caller_gone.run_until_cancelled(upload.take(&spec, content)).await;
+            taken.unwrap_or_else(|| Err(gone()))?;
+            let record = upload.record(&spec)?;
+            self.commit_file(&upload, &state, &spec, record, present).await
+        }
+        .await;
+        if let Err(error) = &result
+            && !matches!(error, FileError::CommitUnknown(_))
+        {
+            // Nobody can commit this generation any more: what was written of it is only in the way.
+            upload.abandon().await;
+        }
+        result
+    }
+
+    async fn commit_file(
+        &self,
+        upload: &Upload<'_>,
+        started: &ClusterState,
+        spec: &UploadSpec,
+        record: FileRecord,
+        mut present: Option<KeyValue>,
+    ) -> Result<FileInfo, FileError> {
+        let volume = &upload.volume;
+        let file_key = keys::file::key(volume.id(), spec.path.as_str());
+        let volume_key = keys::volume::key(spec.volume.as_str());
+        let info = file_info(&spec.volume, &spec.path, &record);
+        let (mut map_revision, mut epoch_revision) = (started.map_revision, started.epoch_revision);
+        let mut volume_revision = volume.revision;
+        for _ in 0..COMMIT_ATTEMPTS {
+            let old = present.as_ref().map(FileRecord::decode).transpose()?;
+            let mut then = vec![Op::put(file_key.clone(), record.encode())];
+            if let Some(old) = &old {
+                then.extend(collect_ops(volume, old, self.view.current().tick));
+            }
+            let file_revision = present.as_ref().map_or(0, |entry| entry.mod_revision);
+            let proposal = Proposal {
+                compare: vec![
+                    Compare::unchanged(file_key.clone(), file_revision),
+                    Compare::unchanged(volume_key.clone(), volume_revision),
+                    Compare::unchanged(keys::map::key(), map_revision),
+                    Compare::unchanged(keys::epoch_key(), epoch_revision),
+                ],
+                then,
+                look: vec![file_key.clone(), volume_key.clone(), keys::map::key(), keys::epoch_key()],
+            };
+            let found = match self.commit(upload.generation.0, proposal).await? {
+                Outcome::Committed { .. } => return Ok(info),
+                Outcome::Refused(found) => found,
+            };
+            let [file, stored_volume, map, epoch] = <[_; 4]>::try_from(found)
+                .map_err(|_| FileError::Internal("a commit answered with too few reads".into()))?;
+            volume_revision = self.same_volume(volume, stored_volume).await?;
+            holds(spec.condition, file.as_ref(), &spec.path)?;
+            present = file;
+            epoch_revision = upload.same_epoch(epoch.as_ref())?;
+            let revision = map.map_or(0, |entry| entry.mod_revision);
+            if revision != map_revision {
+                upload.check_new_map(revision).await?;
+                map_revision = revision;
+            }
+        }
+        Err(FileError::Conflict(format!("{:?} is being written by many at once", spec.path)))
+    }
+
+    /// The volume's present revision, if it is still the volume that the upload began in.
+    async fn same_volume(&self, volume: &OpenVolume, stored: Option<KeyValue>) -> Result<u64, FileError> {
+        let Some(stored) = stored else { return Err(FileError::VolumeNotFound(volume.name.to_string())) };
+        if stored.mod_revision != volume.revision {
+            let fresh = self.fresh_volume(&volume.name).await?;
+            Self::must_be_active(&fresh)?;
+            if fresh.id() != volume.id() {
+                return Err(FileError::Conflict(format!("volume {} was deleted and made anew", volume.name)));
+            }
+        }
+        Ok(stored.mod_revision)
+    }
+}
+
+impl Upload<'_> {
+    /// Takes the whole content and writes its chunks.
+    async fn take(&mut self, spec: &UploadSpec, mut content: ContentIn) -> Result<(), FileError> {
+        let chunk_bytes = self.volume.record.chunk_size_bytes as usize;
+        let mut pieces: Vec<Bytes> = Vec::new();
+        let mut gathered = 0;
+        let mut permit: Option<Arc<OwnedSemaphorePermit>> = None;
+        while let Some(piece) = content.next().await {
+            let mut piece = piece?;
+            self.received += piece.len() as u64;
+            if spec.size_bytes.is_some_and(|declared| self.received > declared) {
+                return Err(self.wrong_size(spec));
+            }
+            self.hasher.update(&piece);
+            while !piece.is_empty() {
+                if permit.is_none() {
+                    // A small file asks for no more than it needs.
+                    let before = self.received - piece.len() as u64;
+                    let left = spec.size_bytes.map_or(u64::MAX, |declared| declared - before);
+                    permit = Some(self.gateway.reserve(chunk_bytes.min(left as usize)).await?);
+                }
+                let part = piece.split_to(piece.len().min(chunk_bytes - gathered));
+                gathered += part.len();
+                pieces.push(part);
+                if gathered == chunk_bytes {
+                    self.write_chunk(std::mem::take(&mut pieces), permit.take().expect("taken above")).await?;
+                    gathered = 0;
+                }
+            }
+        }
+        if spec.size_bytes.is_some_and(|declared| self.received != declared) {
+            return Err(self.wrong_size(spec));
+        }
+        if let Some(permit) = permit {
+            self.write_chunk(pieces, permit).await?;
+        }
+        while self.writes.len() > 0 {
+            self.one_written().await?;
+        }
+        Ok(())
+    }
+
+    fn wrong_size(&self, spec: &UploadSpec) -> FileError {
+        FileError::SizeMismatch { declared: spec.size_bytes.unwrap_or(0), received: self.received }
+    }
+
+    async fn write_chunk(
+        &mut self,
+        plain: Vec<Bytes>,
+        permit: Arc<OwnedSemaphorePermit>,
+    ) -> Result<(), FileError> {
+        if u64::from(self.chunks) >= MAX_CHUNKS {
+            return Err(FileError::InvalidArgument("the file has too many chunks for this volume's chunk size".into()));
+        }
+        let id = ChunkId { generation: self.generation, index: self.chunks };
+        self.chunks += 1;
+        let (volume, copies) = (self.volume.id(), self.volume.record.copies);
+        let chunk = chunks::seal_chunk(&self.key, volume, copies, id, &plain)
+            .map_err(|error| FileError::Internal(error.to_string()))?;
+        drop(plain);
+        while self.writes.len() >= CHUNKS_IN_FLIGHT {
+            self.one_written().await?;
+        }
+        let (writer, map) = (self.gateway.writer.clone(), self.map.clone());
+        self.writes.spawn(async move { writer.write(&map, chunk, permit).await });
+        Ok(())
+    }
+
+    async fn one_written(&mut self) -> Result<(), FileError> {
+        match self.writes.join_next().await {
+            Some(Ok(Ok(()))) | None => Ok(()),
+            Some(Ok(Err(WriteError::NotEnoughNodes { reached, needed, cause }))) => {
+                warn!(generation = %self.generation, reached, needed, cause, "a chunk found too few nodes");
+                Err(FileError::NotEnoughNodes { reached, needed })
+            }
+            Some(Ok(Err(WriteError::OutOfSpace(cause)))) => Err(FileError::OutOfSpace(cause)),
+            Some(Err(error)) => Err(FileError::Internal(format!("writing a chunk failed: {error}"))),
+        }
+    }
+
+    /// The record to commit, if the content is what was declared.
+    fn record(&self, spec: &UploadSpec) -> Result<FileRecord, FileError> {
+        let digest = self.hasher.finalize();
+        if let Some(declared) = spec.blake3
+            && digest != blake3::Hash::from_bytes(declared)
+        {
+            let (declared, actual) = (hex::encode(declared), digest.to_hex().to_string());
+            return Err(FileError::DigestMismatch { declared, actual });
+        }
+        Ok(FileRecord {
+            chunk_size_bytes: self.volume.record.chunk_size_bytes,
+            copies: self.volume.record.copies,
+            blake3: *digest.as_bytes(),
+            modified_unix_ms: self.gateway.env.clock.unix_ms(),
+            content_type: spec.content_type.clone(),
+            extents: vec![Extent { generation: self.generation, length_bytes: self.received }],
+        })
+    }
+
+    /// R2: a commit may be at most one sweep behind.
+    fn same_epoch(&self, stored: Option<&KeyValue>) -> Result<u64, FileError> {
+        let epoch = stored.map(keys::number).transpose()?.unwrap_or(0);
+        if u64::from(self.generation.epoch()) + 1 < epoch {
+            return Err(FileError::UploadIncomplete("it took so long that its parts may have been swept".into()));
+        }
+        Ok(stored.map_or(0, |entry| entry.mod_revision))
+    }
+
+    /// After a change of the map: goes on only if no chunk of this upload belongs to other nodes now.
+    async fn check_new_map(&self, revision: u64) -> Result<(), FileError> {
+        let newer = |state: &ClusterState| (state.map_revision >= revision).then(|| state.map.clone());
+        let seen = self.gateway.env.timeout(super::gateway::META_PATIENCE, self.gateway.view.wait_for(newer)).await;
+        let map = seen.flatten().flatten().ok_or(FileError::NotReady("the new cluster map has not come yet".into()))?;
+        let copies = self.volume.record.copies;
+        let moved = (0..self.chunks).any(|index| {
+            let id = ChunkId { generation: self.generation, index };
+            map.holders(map.pg_of(&id), copies) != self.map.holders(self.map.pg_of(&id), copies)
+        });
+        if moved {
+            return Err(FileError::Conflict("the nodes that the file belongs on changed meanwhile".into()));
+        }
+        Ok(())
+    }
+
+    /// Has what was written buried, as far as that is possible now.
+    async fn abandon(&mut self) {
+        self.writes.abort_all();
+        while self.writes.join_next().await.is_some() {}
+        if self.chunks == 0 {
+            return;
+        }
+        debug!(generation = %self.generation, chunks = self.chunks, "an upload is abandoned");
+        let (volume, copies) = (self.volume.id(), self.volume.record.copies);
+        self.gateway.bury_generation(&self.map, self.generation, self.chunks, volume, copies).await;
+    }
+}
+
+impl Gateway {
+    /// Buries chunks on all their holders; what fails is left.
+    async fn bury_generation(
+        &self,
+        map: &ClusterMap,
+        generation: Generation,
+        chunks: u32,
+        volume: cairn_placement::VolumeId,
+        copies: u8,
+    ) {
+        let state = self.view.current();
+        for (holder, buried) in crate::workers::collect::burials(map, generation, chunks, copies) {
+            if holder == self.writer.me {
+                let tombstones = buried.iter().map(|id| chunks::Tombstone { id: *id, volume, copies }).collect();
+                let _ = self.writer.store.bury(tombstones).await;
+            } else if let Some(address) = state.nodes.get(&holder).and_then(|node| node.address.as_deref()) {
+                let wire = buried.iter().map(|id| proto::BuriedChunk {
+                    generation: Bytes::copy_from_slice(&id.generation.0),
+                    index: id.index,
+                    volume: volume.0,
+                    copies: u32::from(copies),
+                });
+                let limit = std::time::Duration::from_secs(5);
+                let _ = self.writer.peers.bury(address, wire.collect(), limit).await;
+            }
+        }
+    }
+}
+
+/// The collection entries that a replaced or deleted record leaves behind.
+pub(super) fn collect_ops(volume: &OpenVolume, old: &FileRecord, tick: u64) -> Vec<Op> {
+    let entry = |extent: &Extent| {
+        let chunks = extent.length_bytes.div_ceil(u64::from(old.chunk_size_bytes)) as u32;
+        let record = CollectRecord { volume: volume.record.id, copies: old.copies, chunks, tick };
+        Op::put(keys::collect::key(&extent.generation), keys::to_json(&record))
+    };
+    old.extents.iter().filter(|extent| extent.length_bytes > 0).map(entry).collect()
+}
+
+/// Whether the caller's condition holds of the record that is there.
+pub(super) fn holds(condition: Condition, present: Option<&KeyValue>, path: &FilePath) -> Result<(), FileError> {
+    let generation = present.map(FileRecord::decode).transpose()?.map(|record| record.generation());
+    let refuse = |what: String| Err(FileError::PreconditionFailed(format!("{path:?} {what}")));
+    match (condition, generation) {
+        (Condition::Always, _) | (Condition::IfAbsent, None) | (Condition::IfExists, Some(_)) => Ok(()),
+        (Condition::IfMatch(wanted), Some(found)) if wanted == found => Ok(()),
+        (Condition::IfMatch(_), Some(found)) => refuse(format!("has the etag {found} now")),
+        (Condition::IfMatch(_) | Condition::IfExists, None) => refuse("does not exist".into()),
+        (Condition::IfAbsent, Some(_)) => refuse("exists".into()),
+    }
+}
+
+fn check_spec(spec: &UploadSpec) -> Result<(), FileError> {
+    let visible = spec.content_type.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    if spec.content_type.len() > MAX_CONTENT_TYPE_BYTES || !visible {
+        let message = format!("the content type is longer than {MAX_CONTENT_TYPE_BYTES} bytes, or not visible ASCII");
+        return Err(FileError::InvalidArgument(message));
+    }
+    Ok(())
+}
+
+/// A name for messages.
+pub(super) fn not_found(volume: &VolumeName, path: &FilePath) -> FileError {
+    FileError::FileNotFound { volume: volume.to_string(), path: path.to_string() }
+}

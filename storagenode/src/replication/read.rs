@@ -1,0 +1,155 @@
+//! The read that falls over: frames of a chunk from the nearest holder, from another at once when one fails, and from
+//! a second one in parallel when the first is slow.
+
+use std::{ops::Range, time::Duration};
+
+use bytes::Bytes;
+use cairn_placement::{ChunkId, ClusterMap, NodeId};
+use cairn_proto::v1::ErrorCode;
+use futures::{StreamExt, stream::FuturesUnordered};
+use tracing::warn;
+
+use super::{
+    peers::{PeerError, Peers},
+    plan::{Source, read_order},
+};
+use crate::{
+    chunks::{ChunkHeader, ChunkStore, ReadError},
+    cluster::{ClusterState, View},
+    env::Env,
+};
+
+/// A holder that has not answered by then has failed, for this read.
+const HOLDER_LIMIT: Duration = Duration::from_secs(15);
+/// A second holder is asked when the first has not answered by then.
+const HEDGE_DELAY: Duration = Duration::from_millis(500);
+
+/// Why no copy could be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FetchError {
+    /// Some holders could not be asked; they may have it.
+    #[error("no copy can be reached")]
+    Unavailable,
+    /// All holders answered, and some had a damaged copy.
+    #[error("every copy is damaged")]
+    Corrupt,
+    /// All holders answered, and none has it.
+    #[error("no node has a copy")]
+    Missing,
+}
+
+/// Reads chunks from their holders.
+#[derive(Clone)]
+pub struct Reader {
+    pub env: Env,
+    pub me: NodeId,
+    pub zone: String,
+    pub store: ChunkStore,
+    pub peers: Peers,
+    pub view: View,
+}
+
+impl Reader {
+    /// Reads frames of a chunk. `open` makes of header and sealed frames what the caller wants, or says why that copy
+    /// is no good, which sends the read to another one.
+    pub async fn read<T>(
+        &self,
+        map: &ClusterMap,
+        id: ChunkId,
+        copies: u8,
+        frames: Range<u32>,
+        open: impl Fn(&ChunkHeader, Vec<Bytes>) -> Result<T, String>,
+    ) -> Result<T, FetchError> {
+        let state = self.view.current();
+        let mut order = self.order(&state, map.holders(map.pg_of(&id), copies)).into_iter();
+        let mut asked = FuturesUnordered::new();
+        let (mut unreachable, mut corrupt) = (false, false);
+        if let Some(first) = order.next() {
+            asked.push(self.ask(&state, first, id, frames.clone()));
+        }
+        loop {
+            if asked.is_empty() {
+                break;
+            }
+            let answer = match self.env.timeout(HEDGE_DELAY, asked.next()).await {
+                Some(Some(answer)) => answer,
+                Some(None) => break,
+                None => {
+                    match order.next() {
+                        Some(next) => asked.push(self.ask(&state, next, id, frames.clone())),
+                        // Everybody has been asked; each request has its own limit.
+                        None => self.env.clock.sleep(Duration::from_millis(1)).await,
+                    }
+                    continue;
+                }
+            };
+            let (node, result) = answer;
+            let opened = result.and_then(|(header, sealed)| {
+                open(&header, sealed).map_err(|cause| PeerError::new(ErrorCode::DataCorrupt, cause))
+            });
+            match opened {
+                Ok(content) => return Ok(content),
+                Err(error) => {
+                    corrupt |= error.code == ErrorCode::DataCorrupt;
+                    unreachable |= !matches!(error.code, ErrorCode::DataCorrupt | ErrorCode::ChunkNotFound);
+                    warn!(chunk = %id, node = %node, %error, "a copy could not be read");
+                    if let Some(next) = order.next() {
+                        asked.push(self.ask(&state, next, id, frames.clone()));
+                    }
+                }
+            }
+        }
+        Err(match (unreachable, corrupt) {
+            (true, _) => FetchError::Unavailable,
+            (false, true) => FetchError::Corrupt,
+            (false, false) => FetchError::Missing,
+        })
+    }
+
+    fn order(&self, state: &ClusterState, holders: &[NodeId]) -> Vec<NodeId> {
+        let source = |holder: &NodeId| {
+            let node = state.nodes.get(holder);
+            Source {
+                node: *holder,
+                is_self: *holder == self.me,
+                is_live: node.is_some_and(|node| node.is_live()),
+                same_zone: node.is_some_and(|node| node.zone == self.zone),
+                in_flight: node
+                    .and_then(|node| node.address.as_deref())
+                    .map_or(0, |address| self.peers.in_flight(address)),
+            }
+        };
+        read_order(holders.iter().map(source).collect())
+    }
+
+    async fn ask(
+        &self,
+        state: &ClusterState,
+        holder: NodeId,
+        id: ChunkId,
+        frames: Range<u32>,
+    ) -> (NodeId, Result<(ChunkHeader, Vec<Bytes>), PeerError>) {
+        if holder == self.me {
+            let read = self.env.timeout(HOLDER_LIMIT, self.store.read(id, frames)).await;
+            let late = || PeerError::new(ErrorCode::DeadlineExceeded, "this node's disk gave no answer");
+            let read = read.ok_or_else(late);
+            return (holder, read.and_then(|r| r.map(|(h, f)| ((*h).clone(), f)).map_err(own_error)));
+        }
+        let down = || PeerError::new(ErrorCode::Unavailable, "the node is down");
+        let address = state.nodes.get(&holder).and_then(|node| node.address.as_deref()).ok_or_else(down);
+        match address {
+            Ok(address) => (holder, self.peers.get_chunk(address, id, frames, HOLDER_LIMIT).await),
+            Err(error) => (holder, Err(error)),
+        }
+    }
+}
+
+/// This node's own refusal, in the form that another node's has.
+pub fn own_error(error: ReadError) -> PeerError {
+    let code = match &error {
+        ReadError::NotFound | ReadError::Buried => ErrorCode::ChunkNotFound,
+        ReadError::Corrupt(_) => ErrorCode::DataCorrupt,
+        ReadError::Failed(_) => ErrorCode::Unavailable,
+    };
+    PeerError::new(code, format!("this node: {error}"))
+}

@@ -1,0 +1,132 @@
+//! The quorum write: a sealed chunk to all its holders in parallel, written when a majority has it durably.
+//!
+//! Answers that come after the majority are still waited for, in the background and for a bounded time, so that a
+//! healthy cluster is left with all copies; what then is still missing is repair's business. The bytes in flight hold
+//! permits of the caller's budget until the last of them is done.
+
+use std::{sync::Arc, time::Duration};
+
+use cairn_placement::{ClusterMap, Incarnation, NodeId};
+use cairn_proto::v1::ErrorCode;
+use tokio::task::JoinSet;
+use tracing::debug;
+
+use super::{
+    peers::{PeerError, Peers},
+    plan::{Quorum, Verdict},
+};
+use crate::{
+    chunks::{ChunkStore, Purpose, PutError, SealedChunk},
+    cluster::{ClusterState, View},
+    env::Env,
+};
+
+/// A member that has not answered by then has failed, for this write.
+const MEMBER_LIMIT: Duration = Duration::from_secs(15);
+/// Members that come after the majority are given this long.
+const STRAGGLER_LIMIT: Duration = Duration::from_secs(5);
+
+/// Why a chunk was not written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WriteError {
+    #[error("{reached} of {needed} nodes took the chunk; {cause}")]
+    NotEnoughNodes { reached: usize, needed: usize, cause: String },
+    #[error("the disks are full: {0}")]
+    OutOfSpace(String),
+}
+
+/// Writes chunks to their holders.
+#[derive(Clone)]
+pub struct Writer {
+    pub env: Env,
+    /// This node's number.
+    pub me: NodeId,
+    pub incarnation: Incarnation,
+    pub store: ChunkStore,
+    pub peers: Peers,
+    pub view: View,
+}
+
+impl Writer {
+    /// Writes one chunk under `map`. `held` is dropped when no member needs the bytes any more.
+    pub async fn write(
+        &self,
+        map: &ClusterMap,
+        chunk: SealedChunk,
+        held: Arc<dyn Send + Sync>,
+    ) -> Result<(), WriteError> {
+        let state = self.view.current();
+        let copies = chunk.header.copies;
+        let holders = map.holders(map.pg_of(&chunk.header.id), copies);
+        let mut quorum = Quorum::new(holders.len(), usize::from(copies));
+        let mut members = JoinSet::new();
+        for holder in holders {
+            let (writer, chunk, state) = (self.clone(), chunk.clone(), state.clone());
+            let holder = *holder;
+            members.spawn(async move { writer.put(&state, holder, &chunk).await });
+        }
+        let mut errors = Vec::new();
+        while quorum.verdict() == Verdict::Pending {
+            match members.join_next().await {
+                Some(Ok(Ok(_))) => quorum.succeeded(),
+                Some(Ok(Err(error))) => {
+                    debug!(chunk = %chunk.header.id, %error, "a member did not take a chunk");
+                    errors.push(error);
+                    quorum.failed();
+                }
+                Some(Err(_)) | None => quorum.failed(),
+            }
+        }
+        if quorum.verdict() == Verdict::Written {
+            self.leave_to_finish(members, held);
+            return Ok(());
+        }
+        let cause = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        if errors.iter().any(|error| error.code == ErrorCode::OutOfSpace) {
+            return Err(WriteError::OutOfSpace(cause));
+        }
+        Err(WriteError::NotEnoughNodes { reached: quorum.durable(), needed: quorum.needed(), cause })
+    }
+
+    /// Lets the rest of the members finish in the background.
+    fn leave_to_finish(&self, mut members: JoinSet<Result<(), PeerError>>, held: Arc<dyn Send + Sync>) {
+        if members.is_empty() {
+            return;
+        }
+        let env = self.env.clone();
+        tokio::spawn(async move {
+            let all = async { while members.join_next().await.is_some() {} };
+            let _ = env.timeout(STRAGGLER_LIMIT, all).await;
+            drop(held);
+        });
+    }
+
+    async fn put(&self, state: &ClusterState, holder: NodeId, chunk: &SealedChunk) -> Result<(), PeerError> {
+        if holder == self.me {
+            let stored = self.env.timeout(MEMBER_LIMIT, self.store.put(chunk.clone(), Purpose::Write)).await;
+            let late = || PeerError::new(ErrorCode::DeadlineExceeded, "this node's disk gave no answer");
+            return stored.ok_or_else(late)?.map(|_| ()).map_err(own_error);
+        }
+        let node = state.nodes.get(&holder);
+        let name = node.map_or_else(|| format!("number {holder}"), |node| node.name.clone());
+        let down = || PeerError::new(ErrorCode::Unavailable, format!("node {name} is down"));
+        let address = node.and_then(|node| node.address.as_deref()).ok_or_else(down)?;
+        let named = |error: PeerError| PeerError::new(error.code, format!("node {name}: {}", error.cause));
+        let incarnation = self.peers.put_chunk(address, chunk, false, MEMBER_LIMIT).await.map_err(named)?;
+        if node.is_some_and(|node| node.incarnation != incarnation) {
+            return Err(PeerError::new(ErrorCode::StaleGeneration, format!("node {name} has another disk now")));
+        }
+        Ok(())
+    }
+}
+
+/// This node's own refusal, in the form that another node's has.
+pub fn own_error(error: PutError) -> PeerError {
+    let code = match &error {
+        PutError::Full { .. } => ErrorCode::OutOfSpace,
+        PutError::Conflict { .. } | PutError::Buried { .. } => ErrorCode::ChunkRefused,
+        PutError::BadChunk(_) => ErrorCode::InvalidArgument,
+        PutError::Failed(_) | PutError::Closed => ErrorCode::Unavailable,
+    };
+    PeerError::new(code, format!("this node: {error}"))
+}

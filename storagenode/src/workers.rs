@@ -1,0 +1,8 @@
+//! Background work. Each worker is a loop of one shape: look, decide (pure), do a bounded amount, wait.
+//!
+//! * [`repair`] runs on every node: brings this node's groups up to date from the other members.
+//! * [`collect`] and [`remove`] run on the coordinator: chunks of deleted generations, files of deleted volumes.
+
+pub mod collect;
+pub mod remove;
+pub mod repair;

@@ -1,0 +1,184 @@
+//! Pure decisions of repair: where two members differ, and what this one lacks.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cairn_placement::{ChunkId, ClusterMap, NodeId, PgId, VolumeId};
+
+/// What a node holds of one group, for volumes with one number of copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Digest {
+    pub chunks: u64,
+    pub chunk_digest: u64,
+    pub tombstones: u64,
+    pub tombstone_digest: u64,
+}
+
+/// By group and number of copies; what is absent is empty.
+pub type Digests = BTreeMap<(PgId, u8), Digest>;
+
+/// One line of an inventory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    pub id: ChunkId,
+    pub volume: VolumeId,
+    pub copies: u8,
+    pub tombstone: bool,
+}
+
+/// What this node has to do to agree with another member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    Bury(Held),
+    Fetch(Held),
+}
+
+/// Groups of which both nodes are members.
+pub fn shared_groups(map: &ClusterMap, me: NodeId, peer: NodeId) -> Vec<PgId> {
+    map.groups_of(me).filter(|pg| map.members_of(*pg).contains(&peer)).collect()
+}
+
+/// Whether both nodes should hold chunks of this group with this number of copies.
+pub fn both_hold(map: &ClusterMap, pg: PgId, copies: u8, me: NodeId, peer: NodeId) -> bool {
+    let holders = map.holders(pg, copies);
+    holders.contains(&me) && holders.contains(&peer)
+}
+
+/// Of `groups`, those in which the two nodes differ in something that both should hold.
+pub fn differing(
+    map: &ClusterMap,
+    me: NodeId,
+    peer: NodeId,
+    groups: &[PgId],
+    mine: &Digests,
+    theirs: &Digests,
+) -> BTreeSet<PgId> {
+    let differs = |pg: &PgId| {
+        let kinds = mine.range((*pg, 0)..=(*pg, u8::MAX)).chain(theirs.range((*pg, 0)..=(*pg, u8::MAX)));
+        let copies: BTreeSet<u8> = kinds.map(|((_, copies), _)| *copies).collect();
+        copies.into_iter().any(|copies| {
+            let key = (*pg, copies);
+            let of = |digests: &Digests| digests.get(&key).copied().unwrap_or_default();
+            both_hold(map, *pg, copies, me, peer) && of(mine) != of(theirs)
+        })
+    };
+    groups.iter().copied().filter(differs).collect()
+}
+
+/// What this node lacks of what another member holds of one group. Tombstones come first: they beat presence.
+pub fn steps(
+    map: &ClusterMap,
+    me: NodeId,
+    peer: NodeId,
+    pg: PgId,
+    mine: &[Held],
+    theirs: &[Held],
+) -> Vec<Step> {
+    let have: BTreeMap<ChunkId, bool> = mine.iter().map(|held| (held.id, held.tombstone)).collect();
+    let relevant = |held: &&Held| map.pg_of(&held.id) == pg && both_hold(map, pg, held.copies, me, peer);
+    let mut steps: Vec<Step> = theirs
+        .iter()
+        .filter(relevant)
+        .filter_map(|held| match (held.tombstone, have.get(&held.id)) {
+            (true, None | Some(false)) => Some(Step::Bury(*held)),
+            (false, None) => Some(Step::Fetch(*held)),
+            (true, Some(true)) | (false, Some(_)) => None,
+        })
+        .collect();
+    steps.sort_by_key(|step| matches!(step, Step::Fetch(_)));
+    steps
+}
+
+/// The groups of this node in which every other member is alive and agrees.
+pub fn settled(
+    map: &ClusterMap,
+    me: NodeId,
+    agreed: &BTreeMap<NodeId, BTreeSet<PgId>>,
+) -> BTreeSet<PgId> {
+    let agrees = |pg: PgId, member: &NodeId| {
+        *member == me || agreed.get(member).is_some_and(|groups| groups.contains(&pg))
+    };
+    map.groups_of(me).filter(|pg| map.members_of(*pg).iter().all(|member| agrees(*pg, member))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use cairn_placement::{Generation, MemberNode, assign};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ME: NodeId = NodeId(1);
+    const PEER: NodeId = NodeId(2);
+
+    fn map() -> ClusterMap {
+        let node =
+            |id: u16| MemberNode { id: NodeId(id), name: id.to_string(), zone: id.to_string(), weight: 1 };
+        assign(&[1, 2, 3, 4].map(node), 5, 1).unwrap()
+    }
+
+    fn held(n: u8, tombstone: bool) -> Held {
+        let id = ChunkId { generation: Generation([n; 16]), index: 0 };
+        Held { id, volume: VolumeId(1), copies: 4, tombstone }
+    }
+
+    fn of(pg: PgId, all: impl IntoIterator<Item = Held>) -> Vec<Held> {
+        all.into_iter().filter(|held| map().pg_of(&held.id) == pg).collect()
+    }
+
+    /// Following the steps, in both directions, makes two inventories equal, and no tombstone is ever lost.
+    fn follow(mine: &mut Vec<Held>, steps: Vec<Step>) {
+        for step in steps {
+            match step {
+                Step::Fetch(chunk) => mine.push(chunk),
+                Step::Bury(chunk) => {
+                    mine.retain(|held| held.id != chunk.id);
+                    mine.push(chunk);
+                }
+            }
+        }
+        mine.sort_by_key(|held| held.id);
+    }
+
+    proptest! {
+        #[test]
+        fn two_members_converge(a in prop::collection::btree_map(0u8..40, any::<bool>(), 0..30), b in prop::collection::btree_map(0u8..40, any::<bool>(), 0..30)) {
+            let map = map();
+            for pg in (0..map.pg_count()).map(PgId) {
+                let mut mine = of(pg, a.iter().map(|(n, t)| held(*n, *t)));
+                let mut theirs = of(pg, b.iter().map(|(n, t)| held(*n, *t)));
+                let (to_me, to_them) =
+                    (steps(&map, ME, PEER, pg, &mine, &theirs), steps(&map, PEER, ME, pg, &theirs, &mine));
+                follow(&mut mine, to_me);
+                follow(&mut theirs, to_them);
+                prop_assert_eq!(&mine, &theirs);
+                for (n, tombstone) in a.iter().chain(&b) {
+                    let id = held(*n, false).id;
+                    if *tombstone && map.pg_of(&id) == pg {
+                        prop_assert!(mine.iter().any(|held| held.id == id && held.tombstone));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn copies_that_only_one_of_two_holds_do_not_matter() {
+        let map = map();
+        let pg = (0..map.pg_count()).map(PgId).find(|pg| map.holders(*pg, 1) == [PEER]).unwrap();
+        let one = Digest { chunks: 1, chunk_digest: 5, ..Digest::default() };
+        let theirs = Digests::from([((pg, 1), one)]);
+        assert!(differing(&map, ME, PEER, &[pg], &Digests::new(), &theirs).is_empty());
+        let theirs = Digests::from([((pg, 4), one)]);
+        assert_eq!(differing(&map, ME, PEER, &[pg], &Digests::new(), &theirs), BTreeSet::from([pg]));
+    }
+
+    #[test]
+    fn one_absent_member_unsettles_its_groups() {
+        let map = map();
+        let all: BTreeSet<PgId> = map.groups_of(ME).collect();
+        let mut agreed: BTreeMap<_, _> = [2, 3, 4].map(|id| (NodeId(id), all.clone())).into();
+        assert_eq!(settled(&map, ME, &agreed), all);
+        agreed.remove(&NodeId(3));
+        assert!(settled(&map, ME, &agreed).is_empty());
+    }
+}

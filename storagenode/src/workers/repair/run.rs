@@ -1,0 +1,257 @@
+//! Repair in action: asks, fetches, stores, and keeps the board of what is settled.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use cairn_placement::{ClusterMap, NodeId, PgId, VolumeId};
+use cairn_proto::v1 as proto;
+use futures::{StreamExt, stream};
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::plan::{self, Digest, Digests, Held, Step};
+use crate::{
+    chunks::{Purpose, SealedChunk, Tombstone},
+    cluster::ClusterState,
+    replication::{peers::PeerError, wire, write::Writer},
+};
+
+/// Groups asked for in one request.
+const GROUPS_A_REQUEST: usize = 256;
+/// Chunks fetched at the same time.
+const FETCHES_AT_ONCE: usize = 4;
+/// Lines of one group's inventory at most: bounds memory.
+const MAX_INVENTORY: usize = 1_000_000;
+const SUMMARY_LIMIT: Duration = Duration::from_secs(10);
+const INVENTORY_LIMIT: Duration = Duration::from_secs(60);
+const FETCH_LIMIT: Duration = Duration::from_secs(30);
+/// The pause after a pass that found something to do.
+const BUSY_PAUSE: Duration = Duration::from_millis(300);
+
+#[derive(Debug, Clone)]
+pub struct RepairOptions {
+    /// Between passes that found nothing to do.
+    pub interval: Duration,
+}
+
+/// What the latest pass found, under one map.
+#[derive(Debug, Clone, Default)]
+pub struct Settled {
+    pub map_generation: u64,
+    pub groups: BTreeSet<PgId>,
+    /// Chunks fetched since the node started.
+    pub repaired_chunks: u64,
+}
+
+/// This node's repair.
+#[derive(Clone)]
+pub struct Repair {
+    writer: Writer,
+    options: RepairOptions,
+    board: Arc<Mutex<Settled>>,
+}
+
+impl Repair {
+    pub fn new(writer: Writer, options: RepairOptions) -> Self {
+        Self { writer, options, board: Arc::default() }
+    }
+
+    /// What the latest pass found.
+    pub fn settled(&self) -> Settled {
+        self.board.lock().clone()
+    }
+
+    /// Passes, again and again, until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        let task = async {
+            loop {
+                let state = self.writer.view.current();
+                let busy = match &state.map {
+                    Some(map) => self.pass(&state, map).await,
+                    None => false,
+                };
+                let pause = if busy { BUSY_PAUSE } else { self.options.interval };
+                let nodes = liveness(&state);
+                tokio::select! {
+                    () = self.writer.env.clock.sleep(pause) => {}
+                    // A node that comes or goes is looked at now, not at the end of the pause.
+                    _ = self.writer.view.wait_for(|state| (liveness(state) != nodes).then_some(())) => {}
+                }
+            }
+        };
+        stop.run_until_cancelled(task).await;
+    }
+
+    /// Compares with every live member and fetches what is missing; `true` if there was anything to do.
+    async fn pass(&self, state: &ClusterState, map: &ClusterMap) -> bool {
+        let me = self.writer.me;
+        let mut agreed = BTreeMap::new();
+        let mut busy = false;
+        for peer in map.nodes.keys().copied().filter(|peer| *peer != me) {
+            let groups = plan::shared_groups(map, me, peer);
+            let address = state.nodes.get(&peer).and_then(|node| node.address.as_deref());
+            let (Some(address), false) = (address, groups.is_empty()) else { continue };
+            match self.compare(map, peer, address, &groups).await {
+                Ok((agreeing, worked)) => {
+                    busy |= worked;
+                    agreed.insert(peer, agreeing);
+                }
+                Err(error) => debug!(node = %peer, %error, "could not compare inventories"),
+            }
+        }
+        let settled = plan::settled(map, me, &agreed);
+        let mut board = self.board.lock();
+        board.map_generation = map.generation;
+        board.groups = settled;
+        busy
+    }
+
+    /// The groups in which the peer agreed, and whether there was a difference.
+    async fn compare(
+        &self,
+        map: &ClusterMap,
+        peer: NodeId,
+        address: &str,
+        groups: &[PgId],
+    ) -> Result<(BTreeSet<PgId>, bool), PeerError> {
+        let mut agreeing = BTreeSet::new();
+        let mut differences = false;
+        for groups in groups.chunks(GROUPS_A_REQUEST) {
+            let answer = self.writer.peers.summarize(address, map.pg_bits, groups, SUMMARY_LIMIT).await?;
+            let theirs = digests_from_wire(&answer);
+            let mine = self.own_digests(map, groups);
+            let differing = plan::differing(map, self.writer.me, peer, groups, &mine, &theirs);
+            agreeing.extend(groups.iter().copied().filter(|pg| !differing.contains(pg)));
+            for pg in &differing {
+                differences = true;
+                self.fetch_group(map, peer, address, *pg).await?;
+            }
+        }
+        Ok((agreeing, differences))
+    }
+
+    fn own_digests(&self, map: &ClusterMap, groups: &[PgId]) -> Digests {
+        let mut digests = Digests::new();
+        for pg in groups {
+            for summary in self.writer.store.summarize(map.pg_bits, *pg) {
+                let digest = Digest {
+                    chunks: summary.chunks,
+                    chunk_digest: summary.chunk_digest,
+                    tombstones: summary.tombstones,
+                    tombstone_digest: summary.tombstone_digest,
+                };
+                digests.insert((*pg, summary.copies), digest);
+            }
+        }
+        digests
+    }
+
+    /// Copies what this node lacks of one group from one member.
+    async fn fetch_group(
+        &self,
+        map: &ClusterMap,
+        peer: NodeId,
+        address: &str,
+        pg: PgId,
+    ) -> Result<(), PeerError> {
+        let entries =
+            self.writer.peers.inventory(address, map.pg_bits, pg, MAX_INVENTORY, INVENTORY_LIMIT).await?;
+        let theirs: Vec<Held> = entries.into_iter().filter_map(held_from_wire).collect();
+        let mine: Vec<Held> = self
+            .writer
+            .store
+            .inventory(map.pg_bits, pg, None, usize::MAX)
+            .into_iter()
+            .map(|entry| Held {
+                id: entry.id,
+                volume: entry.volume,
+                copies: entry.copies,
+                tombstone: entry.tombstone,
+            })
+            .collect();
+        let steps = plan::steps(map, self.writer.me, peer, pg, &mine, &theirs);
+        let buried = steps.iter().filter_map(|step| match step {
+            Step::Bury(held) => Some(Tombstone { id: held.id, volume: held.volume, copies: held.copies }),
+            Step::Fetch(_) => None,
+        });
+        let buried: Vec<_> = buried.collect();
+        if !buried.is_empty()
+            && let Err(error) = self.writer.store.bury(buried).await
+        {
+            warn!(%pg, %error, "could not record deletions");
+        }
+        let fetches = steps.into_iter().filter_map(|step| match step {
+            Step::Fetch(held) => Some(held),
+            Step::Bury(_) => None,
+        });
+        let fetched = stream::iter(fetches)
+            .map(|held| self.fetch(address, held))
+            .buffer_unordered(FETCHES_AT_ONCE)
+            .filter(|fetched| std::future::ready(*fetched))
+            .count()
+            .await;
+        if fetched > 0 {
+            info!(%pg, from = %peer, chunks = fetched, "repaired");
+            self.board.lock().repaired_chunks += fetched as u64;
+        }
+        Ok(())
+    }
+
+    async fn fetch(&self, address: &str, held: Held) -> bool {
+        let result = self.writer.peers.get_chunk(address, held.id, 0..u32::MAX, FETCH_LIMIT).await;
+        let (header, frames) = match result {
+            Ok(found) => found,
+            Err(error) => {
+                debug!(chunk = %held.id, %error, "could not fetch a chunk");
+                return false;
+            }
+        };
+        let chunk = SealedChunk { header: Arc::new(header), frames };
+        if let Err(error) = chunk.verify_checksums() {
+            warn!(chunk = %held.id, %error, "a fetched chunk is damaged");
+            return false;
+        }
+        match self.writer.store.put(chunk, Purpose::Repair).await {
+            Ok(_) => true,
+            Err(error) => {
+                warn!(chunk = %held.id, %error, "could not store a fetched chunk");
+                false
+            }
+        }
+    }
+}
+
+/// Who is there, by disk.
+fn liveness(state: &ClusterState) -> Vec<(NodeId, bool, cairn_placement::Incarnation)> {
+    state.nodes.values().map(|node| (node.id, node.is_live(), node.incarnation)).collect()
+}
+
+fn digests_from_wire(answer: &proto::SummarizeResponse) -> Digests {
+    let mut digests = Digests::new();
+    for group in &answer.summaries {
+        for summary in &group.by_copies {
+            let Ok(copies) = u8::try_from(summary.copies) else { continue };
+            let digest = Digest {
+                chunks: summary.chunks,
+                chunk_digest: summary.chunk_digest,
+                tombstones: summary.tombstones,
+                tombstone_digest: summary.tombstone_digest,
+            };
+            digests.insert((PgId(group.placement_group), copies), digest);
+        }
+    }
+    digests
+}
+
+fn held_from_wire(entry: proto::InventoryEntry) -> Option<Held> {
+    Some(Held {
+        id: wire::chunk_id(&entry.generation, entry.index).ok()?,
+        volume: VolumeId(entry.volume),
+        copies: u8::try_from(entry.copies).ok()?,
+        tombstone: entry.tombstone,
+    })
+}
