@@ -6,3 +6,5 @@
 pub mod collect;
 pub mod remove;
 pub mod repair;
+
+pub use repair::Repair;

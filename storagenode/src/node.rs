@@ -1,0 +1,308 @@
+//! One storage node, put together from its seams, its configuration and a metadata store. The only module that knows
+//! every part.
+//!
+//! Order of a start: join the cluster (its id) → open the disk (identity, recovery) → register the disk → mirror the
+//! cluster's state → serve → stand for coordinator, repair. Order of a stop: stop taking requests, let open ones end
+//! (bounded), give the lease back, close the disk. Dropping the runtime without [`RunningNode::stop`] is what a power
+//! cut is to a machine, and as harmless.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use cairn_placement::{Incarnation, NodeId};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{error, info};
+
+use crate::{
+    api::{
+        self,
+        peer::{Me, PeerService},
+    },
+    chunks::{ChunkStore, Kek, OpenError, StoreOptions, UnwrapError},
+    cluster::{
+        View,
+        coordinate::{Coordinator, CoordinatorOptions, Housekeeping, Term},
+        register::{self, RegisterError, Registration},
+    },
+    env::Env,
+    files::{Gateway, SharedFiles},
+    meta::{MetaError, RangeRead, SharedMeta, keys},
+    replication::{peers::Peers, read::Reader, write::Writer},
+    workers::{
+        Repair,
+        collect::Collector,
+        remove::Remover,
+        repair::RepairOptions,
+    },
+};
+
+mod status;
+
+/// What a node needs to know of itself.
+#[derive(Clone)]
+pub struct NodeOptions {
+    pub cluster: String,
+    pub name: String,
+    pub zone: String,
+    pub folder: PathBuf,
+    /// `host:port` that others reach its gRPC services at.
+    pub advertise: String,
+    /// How much of the disk may be used; the whole file system if absent.
+    pub capacity_bytes: Option<u64>,
+    pub kek: Arc<Kek>,
+    /// Nodes to wait for before the first map, where no operator tells which.
+    pub expected_nodes: usize,
+    pub timings: Timings,
+    pub budgets: Budgets,
+}
+
+/// Waits and rhythms; tests make them shorter.
+#[derive(Debug, Clone)]
+pub struct Timings {
+    /// A node that has not renewed its lease for so long is down.
+    pub lease: Duration,
+    /// R10's minute, by which collection counts.
+    pub tick: Duration,
+    /// Ticks that deleted chunks rest (R7).
+    pub collect_after_ticks: u64,
+    /// Between repair passes at rest.
+    pub repair: Duration,
+    /// How long a start waits for the metadata store.
+    pub join: Duration,
+}
+
+impl Default for Timings {
+    fn default() -> Self {
+        Self {
+            lease: Duration::from_secs(10),
+            tick: Duration::from_secs(60),
+            collect_after_ticks: 15,
+            repair: Duration::from_secs(5),
+            join: Duration::from_secs(120),
+        }
+    }
+}
+
+/// Memory for content in flight, in bytes. Two budgets, or two nodes could wait for each other (R4).
+#[derive(Debug, Clone)]
+pub struct Budgets {
+    pub gateway_bytes: usize,
+    pub member_bytes: u64,
+}
+
+impl Default for Budgets {
+    fn default() -> Self {
+        Self { gateway_bytes: 128 << 20, member_bytes: 128 << 20 }
+    }
+}
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Register(#[from] RegisterError),
+    #[error(transparent)]
+    Disk(#[from] OpenError),
+    #[error(transparent)]
+    Meta(#[from] MetaError),
+    #[error("volume {volume}: {error}")]
+    Key { volume: String, error: UnwrapError },
+}
+
+/// The parts of a started node, without its servers.
+pub struct Node {
+    pub env: Env,
+    pub id: NodeId,
+    pub view: View,
+    pub files: SharedFiles,
+    pub store: ChunkStore,
+    pub repair: Repair,
+    pub peer: PeerService,
+    pub cluster: Arc<status::ClusterStatus>,
+    options: NodeOptions,
+    meta: SharedMeta,
+    registration: Registration,
+    /// Ends everything but the lease, which is given back last.
+    stop: CancellationToken,
+    stop_lease: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Node {
+    /// Starts everything but the servers.
+    pub async fn start(env: Env, options: NodeOptions, meta: SharedMeta) -> Result<Self, StartError> {
+        let record = register::join_cluster(&env, &meta, &options.cluster, options.timings.join).await?;
+        check_kek(&meta, &options.kek).await?;
+        let store_options = StoreOptions {
+            capacity_bytes: options.capacity_bytes,
+            ..StoreOptions::new(options.folder.clone(), record.id, options.name.clone())
+        };
+        let (store, identity) = ChunkStore::open(env.clone(), store_options).await?;
+        let registration = Registration {
+            name: options.name.clone(),
+            zone: options.zone.clone(),
+            address: options.advertise.clone(),
+            incarnation: identity.incarnation.0,
+            boot: identity.boot,
+            process: env.random.bytes(),
+            capacity_bytes: store.usage().capacity_bytes,
+            lease_ttl: options.timings.lease,
+        };
+        let id = register_patiently(&env, &meta, &registration).await?;
+        let stop = CancellationToken::new();
+        let view = View::start(env.clone(), meta.clone(), stop.clone());
+        let peers = Peers::new(env.clone());
+        let writer = Writer {
+            env: env.clone(),
+            me: id,
+            incarnation: identity.incarnation,
+            store: store.clone(),
+            peers: peers.clone(),
+            view: view.clone(),
+        };
+        let reader = Reader {
+            env: env.clone(),
+            me: id,
+            zone: options.zone.clone(),
+            store: store.clone(),
+            peers,
+            view: view.clone(),
+        };
+        let repair = Repair::new(writer.clone(), RepairOptions { interval: options.timings.repair });
+        let gateway = Gateway::new(
+            env.clone(),
+            meta.clone(),
+            view.clone(),
+            (writer.clone(), reader),
+            options.kek.clone(),
+            &options.name,
+            options.budgets.gateway_bytes,
+        );
+        let me = Me { cluster_id: record.id, node: options.name.clone(), incarnation: identity.incarnation };
+        let budget = options.budgets.member_bytes;
+        let peer = PeerService::new(env.clone(), store.clone(), view.clone(), repair.clone(), me, budget);
+        let cluster = status::ClusterStatus {
+            env: env.clone(),
+            meta: meta.clone(),
+            cluster: options.cluster.clone(),
+            cluster_id: record.id,
+            me: options.name.clone(),
+            writer: writer.clone(),
+            repair: repair.clone(),
+        };
+        let node = Self {
+            env,
+            id,
+            view,
+            files: Arc::new(gateway),
+            store,
+            repair,
+            peer,
+            cluster: Arc::new(cluster),
+            options,
+            meta,
+            registration,
+            stop,
+            stop_lease: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        };
+        node.start_tasks(writer);
+        Ok(node)
+    }
+
+    fn start_tasks(&self, writer: Writer) {
+        let (env, meta) = (self.env.clone(), self.meta.clone());
+        let name = self.options.name.clone();
+        let stop = self.stop.clone();
+        let lost = move |cause: String| {
+            error!(node = name, cause, "this node lost its name to another one and stops serving");
+            stop.cancel();
+        };
+        let lease = register::keep_alive(env, meta, self.registration.clone(), self.stop_lease.clone(), lost);
+        self.tasks.spawn(lease);
+        self.tasks.spawn(self.repair.clone().run(self.stop.clone()));
+        let housekeeping = Housework {
+            view: self.view.clone(),
+            collector: Collector::new(self.meta.clone(), writer, self.options.timings.collect_after_ticks),
+            remover: Remover { meta: self.meta.clone() },
+        };
+        let coordinator = Coordinator {
+            env: self.env.clone(),
+            meta: self.meta.clone(),
+            view: self.view.clone(),
+            options: CoordinatorOptions {
+                node: self.options.name.clone(),
+                lease_ttl: self.options.timings.lease,
+                tick: self.options.timings.tick,
+                expected_nodes: self.options.expected_nodes,
+            },
+            housekeeping: Arc::new(housekeeping),
+        };
+        self.tasks.spawn(coordinator.run(self.stop.clone()));
+    }
+
+    /// Cancelled when the node has to stop by itself: another one has its name.
+    pub fn stopping(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
+    /// Ends the background work, gives the lease back, and closes the disk. Servers must have ended before.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.stop_lease.cancel();
+        self.tasks.close();
+        let _ = self.env.timeout(Duration::from_secs(10), self.tasks.wait()).await;
+        self.store.close().await;
+        info!(node = self.options.name, "stopped");
+    }
+}
+
+/// A disk that replaces another waits until the old one's lease has run out.
+async fn register_patiently(
+    env: &Env,
+    meta: &SharedMeta,
+    registration: &Registration,
+) -> Result<NodeId, RegisterError> {
+    let deadline = env.clock.monotonic() + registration.lease_ttl * 2;
+    loop {
+        match register::register(meta, registration).await {
+            Err(RegisterError::NameTaken(_)) if env.clock.monotonic() < deadline => {
+                env.clock.sleep(registration.lease_ttl / 10).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Refuses to start with a key that opens none of the volumes (R14): it would fail one by one later.
+async fn check_kek(meta: &SharedMeta, kek: &Kek) -> Result<(), StartError> {
+    let read = RangeRead { limit: 64, ..RangeRead::prefix(keys::volume::PREFIX) };
+    for entry in meta.range(read).await?.entries {
+        let record: keys::volume::VolumeRecord = keys::from_json(&entry)?;
+        let volume = keys::name(&entry.key[keys::volume::PREFIX.len()..]);
+        let wrapped = hex::decode(&record.wrapped_key)
+            .map_err(|_| MetaError::Damaged(format!("the key of volume {volume} is not hexadecimal")))?;
+        let unwrapped = kek.unwrap(cairn_placement::VolumeId(record.id), &wrapped);
+        unwrapped.map_err(|error| StartError::Key { volume, error })?;
+    }
+    Ok(())
+}
+
+/// What this node does when it coordinates.
+struct Housework {
+    view: View,
+    collector: Collector,
+    remover: Remover,
+}
+
+#[async_trait::async_trait]
+impl Housekeeping for Housework {
+    async fn round(&self, term: &Term) {
+        let state = self.view.current();
+        if let Err(error) = self.collector.round(term, &state).await {
+            tracing::warn!(%error, "could not collect deleted files");
+        }
+        if let Err(error) = self.remover.round(term, &state).await {
+            tracing::warn!(%error, "could not remove deleted volumes");
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! The cluster as this node sees it, for people and operators.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use cairn_placement::{ClusterMap, NodeId, PgId};
+use cairn_proto::v1 as proto;
+use futures::{StreamExt, stream};
+
+use crate::{
+    api::ports::{Cluster, IntentError, NodeLabel},
+    cluster::{ClusterState, NodeInfo},
+    env::Env,
+    files::FileError,
+    meta::{
+        Compare, Op, RangeRead, SharedMeta, Txn,
+        keys::{
+            self,
+            intent::{IntendedNode, IntentRecord},
+        },
+    },
+    replication::write::Writer,
+    workers::Repair,
+};
+
+/// How long another node is asked.
+const ASK_LIMIT: Duration = Duration::from_secs(3);
+/// Nodes asked at the same time.
+const ASK_AT_ONCE: usize = 32;
+/// Deleted generations that are counted one by one.
+const MAX_COUNTED: usize = 10_000;
+/// Nodes that an intent may name.
+const MAX_INTENDED: usize = 8_192;
+const INTENT_ATTEMPTS: usize = 16;
+
+pub struct ClusterStatus {
+    pub(super) env: Env,
+    pub(super) meta: SharedMeta,
+    pub(super) cluster: String,
+    pub(super) cluster_id: [u8; 16],
+    pub(super) me: String,
+    pub(super) writer: Writer,
+    pub(super) repair: Repair,
+}
+
+impl ClusterStatus {
+    /// What every live node says of itself; those that do not answer are absent.
+    async fn ask_all(&self, state: &ClusterState) -> BTreeMap<NodeId, proto::SettledResponse> {
+        let bits = state.map.as_ref().map_or(0, |map| map.pg_bits);
+        let ask = |node: NodeInfo| async move {
+            if node.id == self.writer.me {
+                let (settled, usage) = (self.repair.settled(), self.writer.store.usage());
+                let answer = proto::SettledResponse {
+                    map_generation: settled.map_generation,
+                    placement_groups: settled.groups.iter().map(|pg| pg.0).collect(),
+                    used_bytes: usage.used_bytes,
+                    capacity_bytes: usage.capacity_bytes,
+                    chunks: usage.chunks,
+                };
+                return Some((node.id, answer));
+            }
+            let address = node.address.as_deref()?;
+            Some((node.id, self.writer.peers.settled(address, bits, ASK_LIMIT).await.ok()?))
+        };
+        let nodes = state.nodes.values().filter(|node| node.is_live()).cloned();
+        stream::iter(nodes).map(ask).buffer_unordered(ASK_AT_ONCE).filter_map(std::future::ready).collect().await
+    }
+
+    async fn collecting(&self) -> u64 {
+        let read =
+            RangeRead { limit: MAX_COUNTED, keys_only: true, ..RangeRead::prefix(keys::collect::PREFIX) };
+        let page = self.env.timeout(ASK_LIMIT, self.meta.range(read)).await;
+        page.and_then(Result::ok).map_or(0, |page| page.entries.len() as u64)
+    }
+}
+
+/// Groups by state: settled, degraded, unavailable.
+fn count_groups(
+    map: &ClusterMap,
+    state: &ClusterState,
+    answers: &BTreeMap<NodeId, proto::SettledResponse>,
+) -> (u32, u32, u32) {
+    let settled_at: BTreeMap<NodeId, BTreeSet<PgId>> = answers
+        .iter()
+        .filter(|(_, answer)| answer.map_generation == map.generation)
+        .map(|(node, answer)| (*node, answer.placement_groups.iter().copied().map(PgId).collect()))
+        .collect();
+    let (mut settled, mut degraded, mut unavailable) = (0, 0, 0);
+    for pg in (0..map.pg_count()).map(PgId) {
+        let members = map.members_of(pg);
+        let live = |member: &NodeId| state.nodes.get(member).is_some_and(NodeInfo::is_live);
+        if members.iter().all(|member| settled_at.get(member).is_some_and(|groups| groups.contains(&pg))) {
+            settled += 1;
+        } else if members.iter().any(live) {
+            degraded += 1;
+        } else {
+            unavailable += 1;
+        }
+    }
+    (settled, degraded, unavailable)
+}
+
+fn node_status(
+    node: &NodeInfo,
+    map: Option<&ClusterMap>,
+    answer: Option<&proto::SettledResponse>,
+) -> proto::NodeStatus {
+    let state = if node.is_live() { proto::NodeState::NodeLive } else { proto::NodeState::NodeDown };
+    let settled = |answer: &&proto::SettledResponse| map.is_some_and(|map| map.generation == answer.map_generation);
+    proto::NodeStatus {
+        name: node.name.clone(),
+        zone: node.zone.clone(),
+        address: node.address.clone().unwrap_or_default(),
+        state: state.into(),
+        capacity_bytes: answer.map_or(node.capacity_bytes, |answer| answer.capacity_bytes),
+        used_bytes: answer.map_or(0, |answer| answer.used_bytes),
+        chunks: answer.map_or(0, |answer| answer.chunks),
+        placement_groups: map.map_or(0, |map| map.groups_of(node.id).count() as u32),
+        settled_placement_groups: answer.filter(settled).map_or(0, |answer| answer.placement_groups.len() as u32),
+        version: node.version.clone(),
+    }
+}
+
+/// A node that the operator named and nobody has seen.
+fn expected_node(intended: &IntendedNode) -> proto::NodeStatus {
+    proto::NodeStatus {
+        name: intended.name.clone(),
+        zone: intended.zone.clone(),
+        state: proto::NodeState::NodeExpected.into(),
+        ..proto::NodeStatus::default()
+    }
+}
+
+#[async_trait]
+impl Cluster for ClusterStatus {
+    async fn status(&self) -> Result<proto::StatusResponse, FileError> {
+        let state = self.writer.view.current();
+        let answers = self.ask_all(&state).await;
+        let map = state.map.as_deref();
+        let (settled, degraded, unavailable) =
+            map.map_or((0, 0, 0), |map| count_groups(map, &state, &answers));
+        let mut nodes: Vec<_> =
+            state.nodes.values().map(|node| node_status(node, map, answers.get(&node.id))).collect();
+        let intended = state.intent.iter().flat_map(|intent| &intent.nodes);
+        nodes.extend(intended.filter(|node| state.node_by_name(&node.name).is_none()).map(expected_node));
+        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(proto::StatusResponse {
+            cluster: self.cluster.clone(),
+            cluster_id: hex::encode(self.cluster_id),
+            map_generation: map.map_or(0, |map| map.generation),
+            intent_generation: state.intent.as_ref().map_or(0, |intent| intent.generation),
+            coordinator: state.coordinator.clone().unwrap_or_default(),
+            placement_groups: map.map_or(0, ClusterMap::pg_count),
+            settled,
+            degraded,
+            unavailable,
+            nodes,
+            answered_by: self.me.clone(),
+            collecting: self.collecting().await,
+        })
+    }
+
+    async fn set_intent(
+        &self,
+        generation: u64,
+        nodes: Vec<proto::IntendedNode>,
+    ) -> Result<u64, IntentError> {
+        let nodes = checked(nodes)?;
+        for _ in 0..INTENT_ATTEMPTS {
+            let entry = self.meta.get(&keys::intent::key()).await.map_err(FileError::from)?;
+            let known: Option<IntentRecord> =
+                entry.as_ref().map(keys::from_json).transpose().map_err(FileError::from)?;
+            if let Some(known) = known {
+                if known.generation > generation {
+                    return Err(IntentError::Stale { given: generation, known: known.generation });
+                }
+                if known.generation == generation {
+                    let same = known.nodes == nodes;
+                    return same.then_some(generation).ok_or(IntentError::Differs(generation));
+                }
+            }
+            let record = IntentRecord { generation, nodes: nodes.clone() };
+            let txn = Txn {
+                compare: vec![Compare::unchanged(keys::intent::key(), entry.map_or(0, |entry| entry.mod_revision))],
+                then: vec![Op::put(keys::intent::key(), keys::to_json(&record))],
+                otherwise: vec![],
+            };
+            if self.meta.txn(txn).await.map_err(FileError::from)?.succeeded {
+                return Ok(generation);
+            }
+        }
+        Err(FileError::Conflict("many intents are being set at once".into()).into())
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        let state = self.writer.view.current();
+        if state.revision == 0 {
+            return Err("the cluster's state has not been read yet".into());
+        }
+        if state.map.is_none() {
+            return Err("the cluster has no map yet; it waits for its nodes to register".into());
+        }
+        Ok(())
+    }
+
+    fn label(&self, node: NodeId) -> Option<NodeLabel> {
+        let state = self.writer.view.current();
+        let node = state.nodes.get(&node)?;
+        Some(NodeLabel { name: node.name.clone(), zone: node.zone.clone() })
+    }
+}
+
+/// An intent's nodes, sorted by name, if they can be nodes.
+fn checked(nodes: Vec<proto::IntendedNode>) -> Result<Vec<IntendedNode>, IntentError> {
+    if nodes.is_empty() || nodes.len() > MAX_INTENDED {
+        return Err(IntentError::Invalid(format!("an intent names 1 to {MAX_INTENDED} nodes")));
+    }
+    let mut checked: Vec<IntendedNode> =
+        nodes.into_iter().map(|node| IntendedNode { name: node.name, zone: node.zone }).collect();
+    checked.sort_by(|a, b| a.name.cmp(&b.name));
+    if checked.iter().any(|node| node.name.is_empty() || node.zone.is_empty() || node.name.len() > 253) {
+        return Err(IntentError::Invalid("every node needs a name of up to 253 bytes, and a zone".into()));
+    }
+    if checked.windows(2).any(|pair| pair[0].name == pair[1].name) {
+        return Err(IntentError::Invalid("two nodes have the same name".into()));
+    }
+    Ok(checked)
+}
