@@ -5,9 +5,10 @@
 
 pub mod api;
 pub mod chunks;
+pub mod cluster;
 pub mod env;
 pub mod files;
 pub mod meta;
-pub mod cluster;
+pub mod node;
 pub mod replication;
 pub mod workers;

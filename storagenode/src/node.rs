@@ -8,15 +8,12 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use cairn_placement::{Incarnation, NodeId};
+use cairn_placement::NodeId;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info};
 
 use crate::{
-    api::{
-        self,
-        peer::{Me, PeerService},
-    },
+    api::peer::{Me, PeerService},
     chunks::{ChunkStore, Kek, OpenError, StoreOptions, UnwrapError},
     cluster::{
         View,
@@ -134,6 +131,7 @@ impl Node {
         check_kek(&meta, &options.kek).await?;
         let store_options = StoreOptions {
             capacity_bytes: options.capacity_bytes,
+            queue_bytes: options.budgets.member_bytes,
             ..StoreOptions::new(options.folder.clone(), record.id, options.name.clone())
         };
         let (store, identity) = ChunkStore::open(env.clone(), store_options).await?;
@@ -178,8 +176,7 @@ impl Node {
             options.budgets.gateway_bytes,
         );
         let me = Me { cluster_id: record.id, node: options.name.clone(), incarnation: identity.incarnation };
-        let budget = options.budgets.member_bytes;
-        let peer = PeerService::new(env.clone(), store.clone(), view.clone(), repair.clone(), me, budget);
+        let peer = PeerService::new(env.clone(), store.clone(), view.clone(), repair.clone(), me);
         let cluster = status::ClusterStatus {
             env: env.clone(),
             meta: meta.clone(),

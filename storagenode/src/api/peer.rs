@@ -1,7 +1,6 @@
 //! The `Peer` service: what this node does for other nodes. Who may call is checked before (role "node").
 //!
-//! Chunks on their way in hold permits of the *member* budget, which is another one than the gateway's: with one for
-//! both, two nodes that are each other's gateway and member could wait for each other for ever.
+//! Chunks on their way in hold room of the store's budget, which is another one than the gateway's: with one for both, two nodes that are each other's gateway and member could wait for each other for ever.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -9,12 +8,11 @@ use bytes::Bytes;
 use cairn_placement::{ChunkId, Incarnation, MAX_PG_BITS, PgId, VolumeId};
 use cairn_proto::v1::{self as proto, ErrorCode, peer_server::Peer};
 use futures::{Stream, StreamExt, stream};
-use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::status::peer_status;
 use crate::{
-    chunks::{ChunkStore, InventoryEntry, Purpose, SealedChunk, Tombstone},
+    chunks::{ChunkStore, InventoryEntry, Prepared, Purpose, Tombstone},
     cluster::View,
     env::Env,
     replication::{
@@ -25,8 +23,6 @@ use crate::{
     workers::Repair,
 };
 
-/// Bytes of one permit of the member budget.
-const PERMIT_BYTES: u64 = 65_536;
 /// How long a chunk waits for memory before its sender is told to come back later.
 const BUDGET_WAIT: Duration = Duration::from_secs(10);
 /// A sender that is silent for so long in the middle of a chunk has failed.
@@ -46,7 +42,6 @@ pub struct PeerService {
     view: View,
     repair: Repair,
     me: Arc<Me>,
-    budget: Arc<Semaphore>,
 }
 
 /// Who this node is, for [`Peer::hello`].
@@ -58,10 +53,8 @@ pub struct Me {
 }
 
 impl PeerService {
-    /// `budget_bytes` bounds the chunks that other nodes send at the same time.
-    pub fn new(env: Env, store: ChunkStore, view: View, repair: Repair, me: Me, budget_bytes: u64) -> Self {
-        let budget = Arc::new(Semaphore::new((budget_bytes / PERMIT_BYTES) as usize));
-        Self { env, store, view, repair, me: Arc::new(me), budget }
+    pub fn new(env: Env, store: ChunkStore, view: View, repair: Repair, me: Me) -> Self {
+        Self { env, store, view, repair, me: Arc::new(me) }
     }
 
     async fn take_chunk(
@@ -71,27 +64,27 @@ impl PeerService {
     ) -> Result<(), Status> {
         let purpose = if header.repair { Purpose::Repair } else { Purpose::Write };
         let header = header.chunk.ok_or_else(|| invalid("the chunk's header is missing"))?;
-        let header = wire::header_from_wire(header).map_err(invalid)?;
-        let permits = header.sealed_length().div_ceil(PERMIT_BYTES) as u32;
-        let permit = self.env.timeout(BUDGET_WAIT, self.budget.acquire_many(permits)).await;
-        let _permit = permit
-            .and_then(Result::ok)
-            .ok_or_else(|| peer_status(ErrorCode::Overloaded, "this node's memory for chunks is in use"))?;
+        let header = Arc::new(wire::header_from_wire(header).map_err(invalid)?);
+        let prepared = self.env.timeout(BUDGET_WAIT, self.store.prepare(header.clone(), purpose)).await;
+        let busy = || peer_status(ErrorCode::Overloaded, "this node's memory for chunks is in use");
+        let ticket = match prepared.ok_or_else(busy)?.map_err(|error| status(write::own_error(error)))? {
+            Prepared::Ready(ticket) => ticket,
+            Prepared::Present => return Ok(()),
+        };
         let sizes = (0..header.frames()).map(|frame| header.sealed_frame_length(frame)).collect();
         let mut assembler = FrameAssembler::new(sizes);
         loop {
             let silent = || peer_status(ErrorCode::DeadlineExceeded, "the chunk's sender fell silent");
             let Some(part) = self.env.timeout(SILENCE_LIMIT, parts.next()).await.ok_or_else(silent)? else { break };
-            match part?.part {
-                Some(proto::put_chunk_request::Part::Data(data)) if assembler.push(data) => {}
-                Some(proto::put_chunk_request::Part::Data(_)) => return Err(invalid("more bytes than the header says")),
-                _ => return Err(invalid("a second header")),
+            let Some(proto::put_chunk_request::Part::Data(data)) = part?.part else {
+                return Err(invalid("a second header"));
+            };
+            if !assembler.push(data) {
+                return Err(invalid("more bytes than the header says"));
             }
         }
         let frames = assembler.finish().ok_or_else(|| invalid("fewer bytes than the header says"))?;
-        let chunk = SealedChunk { header: Arc::new(header), frames };
-        chunk.verify_checksums().map_err(|error| invalid(error.to_string()))?;
-        let stored = self.store.put(chunk, purpose).await;
+        let stored = self.store.write(ticket, frames).await;
         stored.map(|_| ()).map_err(|error| status(write::own_error(error)))
     }
 }

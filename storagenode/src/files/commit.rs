@@ -89,7 +89,7 @@ pub(super) struct Proposal {
 /// How a commit went.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    Committed { revision: u64 },
+    Committed,
     /// A condition did not hold; the values of [`Proposal::look`], in order.
     Refused(Vec<Option<KeyValue>>),
 }
@@ -114,7 +114,7 @@ impl Gateway {
             match judge(result, &token, revision)? {
                 Judged::Committed(revision) => {
                     slot.slot.revision = Some(revision);
-                    return Ok(Outcome::Committed { revision });
+                    return Ok(Outcome::Committed);
                 }
                 Judged::Refused(found) => return Ok(Outcome::Refused(found)),
                 Judged::SlotMoved(revision) => {

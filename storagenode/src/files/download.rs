@@ -21,6 +21,8 @@ use crate::{
 const PIECE_FRAMES: u32 = 16;
 /// Pieces of one download that are fetched at the same time.
 const PIECES_AHEAD: usize = 4;
+/// Times that a record is read again because its volume had changed.
+const FIND_ATTEMPTS: usize = 8;
 
 /// A file's record, with the volume it is in.
 pub(super) struct Found {
@@ -54,7 +56,7 @@ impl Gateway {
     /// Reads a file's record linearizably, in one round trip if the volume is known.
     pub(super) async fn find(&self, volume: &VolumeName, path: &FilePath) -> Result<Found, FileError> {
         let mut known = self.known_volume(volume).await?;
-        loop {
+        for _ in 0..FIND_ATTEMPTS {
             let file_key = keys::file::key(known.id(), path.as_str());
             let reads = vec![Op::get(keys::volume::key(volume.as_str())), Op::get(file_key)];
             let txn = Txn { then: reads, ..Txn::default() };
@@ -70,6 +72,7 @@ impl Gateway {
             let record = FileRecord::decode(&entry)?;
             return Ok(Found { volume: known, record, entry });
         }
+        Err(FileError::Conflict(format!("volume {volume} keeps changing")))
     }
 
     pub(super) async fn do_download(
@@ -89,7 +92,7 @@ impl Gateway {
         let (_, map) = self.placed()?;
         let permit = self.reserve((bytes.end - bytes.start).min((PIECES_AHEAD * MESSAGE_BYTES) as u64) as usize).await?;
         let length = bytes.end - bytes.start;
-        let sources: Vec<_> = found.record.extents.iter().map(|extent| {
+        let sources = found.record.extents.iter().map(|extent| {
             Arc::new(Source {
                 gateway: self.clone(),
                 map: map.clone(),

@@ -62,7 +62,7 @@ impl Gateway {
                 then,
                 look: vec![],
             };
-            if let Outcome::Committed { .. } = self.commit(self.env.random.bytes(), proposal).await? {
+            if let Outcome::Committed = self.commit(self.env.random.bytes(), proposal).await? {
                 return Ok(file_info(volume, path, &found.record));
             }
         }

@@ -122,6 +122,7 @@ impl Gateway {
         let (mut map_revision, mut epoch_revision) = (started.map_revision, started.epoch_revision);
         let mut volume_revision = volume.revision;
         for _ in 0..COMMIT_ATTEMPTS {
+            same_disks(started, &self.view.current())?;
             let old = present.as_ref().map(FileRecord::decode).transpose()?;
             let mut then = vec![Op::put(file_key.clone(), record.encode())];
             if let Some(old) = &old {
@@ -139,7 +140,7 @@ impl Gateway {
                 look: vec![file_key.clone(), volume_key.clone(), keys::map::key(), keys::epoch_key()],
             };
             let found = match self.commit(upload.generation.0, proposal).await? {
-                Outcome::Committed { .. } => return Ok(info),
+                Outcome::Committed => return Ok(info),
                 Outcome::Refused(found) => found,
             };
             let [file, stored_volume, map, epoch] = <[_; 4]>::try_from(found)
@@ -334,6 +335,17 @@ impl Gateway {
                 let _ = self.writer.peers.bury(address, wire.collect(), limit).await;
             }
         }
+    }
+}
+
+/// R4: what members took counts only while their disks are the ones that took it.
+fn same_disks(started: &ClusterState, now: &ClusterState) -> Result<(), FileError> {
+    let replaced = |(id, node): (&cairn_placement::NodeId, &crate::cluster::NodeInfo)| {
+        now.nodes.get(id).is_none_or(|now| now.incarnation != node.incarnation)
+    };
+    match started.nodes.iter().any(replaced) {
+        true => Err(FileError::Conflict("a node lost its disk during the upload".into())),
+        false => Ok(()),
     }
 }
 

@@ -99,7 +99,7 @@ impl Gateway {
             look: vec![],
         };
         let outcome = self.commit(self.env.random.bytes(), proposal).await?;
-        Ok(matches!(outcome, Outcome::Committed { .. }).then(|| volume_info(name, &record)))
+        Ok(matches!(outcome, Outcome::Committed).then(|| volume_info(name, &record)))
     }
 
     pub(super) async fn do_list_volumes(
@@ -146,7 +146,7 @@ impl Gateway {
             look: vec![],
         };
         match self.commit(self.env.random.bytes(), proposal).await? {
-            Outcome::Committed { .. } => Ok(()),
+            Outcome::Committed => Ok(()),
             Outcome::Refused(_) => Err(FileError::Conflict(format!("volume {name} changed meanwhile"))),
         }
     }

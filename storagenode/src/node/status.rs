@@ -65,7 +65,7 @@ impl ClusterStatus {
             let address = node.address.as_deref()?;
             Some((node.id, self.writer.peers.settled(address, bits, ASK_LIMIT).await.ok()?))
         };
-        let nodes = state.nodes.values().filter(|node| node.is_live()).cloned();
+        let nodes: Vec<NodeInfo> = state.nodes.values().filter(|node| node.is_live()).cloned().collect();
         stream::iter(nodes).map(ask).buffer_unordered(ASK_AT_ONCE).filter_map(std::future::ready).collect().await
     }
 

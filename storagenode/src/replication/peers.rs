@@ -194,9 +194,11 @@ impl Peers {
             let sizes = wanted.map(|frame| header.sealed_frame_length(frame)).collect();
             let mut assembler = FrameAssembler::new(if header_only { vec![] } else { sizes });
             while let Some(message) = stream.next().await {
-                match message?.part {
-                    Some(proto::get_chunk_response::Part::Data(data)) if assembler.push(data) => {}
-                    _ => return Err(PeerError::protocol("more than was asked for")),
+                let Some(proto::get_chunk_response::Part::Data(data)) = message?.part else {
+                    return Err(PeerError::protocol("a second header"));
+                };
+                if !assembler.push(data) {
+                    return Err(PeerError::protocol("more than was asked for"));
                 }
             }
             let frames = assembler.finish().ok_or_else(|| PeerError::protocol("less than was asked for"))?;
