@@ -12,14 +12,7 @@
 //! | [`Network`] | connections that are already trusted (TLS is inside the real one) |
 //! | [`Threads`] | blocking work off the event loop |
 
-use std::{
-    future::Future,
-    io,
-    path::Path,
-    pin::Pin,
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::Future, io, path::Path, pin::Pin, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -157,10 +150,16 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 pub enum PeerIdentity {
     /// No certificate: a client that must show a token.
     Anonymous,
-    Node { name: String },
-    Operator { name: String },
+    Node {
+        name: String,
+    },
+    Operator {
+        name: String,
+    },
     /// A client with a certificate.
-    Client { name: String },
+    Client {
+        name: String,
+    },
 }
 
 /// An accepted connection.
@@ -195,4 +194,3 @@ pub trait Threads: Send + Sync {
     /// Ends when the work has ended.
     fn run(&self, work: Work) -> BoxFuture<'static, ()>;
 }
-

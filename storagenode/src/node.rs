@@ -24,12 +24,7 @@ use crate::{
     files::{Gateway, SharedFiles},
     meta::{MetaError, RangeRead, SharedMeta, keys},
     replication::{peers::Peers, read::Reader, write::Writer},
-    workers::{
-        Repair,
-        collect::Collector,
-        remove::Remover,
-        repair::RepairOptions,
-    },
+    workers::{Repair, collect::Collector, remove::Remover, repair::RepairOptions},
 };
 
 mod status;

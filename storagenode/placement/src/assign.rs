@@ -65,12 +65,19 @@ pub fn assign(nodes: &[MemberNode], pg_bits: u8, generation: u64) -> Result<Clus
 }
 
 /// The best next member of one group.
-fn pick(table: &BTreeMap<NodeId, MemberNode>, loads: &BTreeMap<NodeId, u64>, chosen: &Members, pg: u32) -> NodeId {
+fn pick(
+    table: &BTreeMap<NodeId, MemberNode>,
+    loads: &BTreeMap<NodeId, u64>,
+    chosen: &Members,
+    pg: u32,
+) -> NodeId {
     let in_zone = |zone: &str| chosen.iter().filter(|id| table[id].zone == zone).count();
     table
         .values()
         .filter(|node| !chosen.contains(&node.id))
-        .min_by_key(|node| (in_zone(&node.zone), relative_load(loads[&node.id], node.weight), tie(pg, node.id), node.id))
+        .min_by_key(|node| {
+            (in_zone(&node.zone), relative_load(loads[&node.id], node.weight), tie(pg, node.id), node.id)
+        })
         .map(|node| node.id)
         .expect("a rank is filled only while nodes are left")
 }
@@ -99,7 +106,12 @@ mod tests {
         for (zone, &count) in zones.iter().enumerate() {
             for _ in 0..count {
                 let id = NodeId(all.len() as u16 + 1);
-                all.push(MemberNode { id, name: format!("n{id}"), zone: format!("z{zone}"), weight: 1 << 30 });
+                all.push(MemberNode {
+                    id,
+                    name: format!("n{id}"),
+                    zone: format!("z{zone}"),
+                    weight: 1 << 30,
+                });
             }
         }
         all
@@ -109,7 +121,9 @@ mod tests {
         let held: Vec<usize> = map
             .nodes
             .keys()
-            .map(|id| (0..map.pg_count()).filter(|pg| map.holders(crate::PgId(*pg), copies).contains(id)).count())
+            .map(|id| {
+                (0..map.pg_count()).filter(|pg| map.holders(crate::PgId(*pg), copies).contains(id)).count()
+            })
             .collect();
         (*held.iter().min().unwrap(), *held.iter().max().unwrap())
     }

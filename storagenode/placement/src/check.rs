@@ -88,6 +88,10 @@ mod tests {
         assert_eq!(check(&few), vec![Fault::MemberCount { pg: PgId(5), members: 3, wanted: 4 }]);
         let mut crowded = sound();
         crowded.members[6] = [3, 4, 1, 2].into_iter().map(NodeId).collect();
-        assert!(check(&crowded).iter().any(|f| matches!(f, Fault::Zones { copies: 2, zones: 1, possible: 2, .. })));
+        assert!(
+            check(&crowded)
+                .iter()
+                .any(|f| matches!(f, Fault::Zones { copies: 2, zones: 1, possible: 2, .. }))
+        );
     }
 }

@@ -53,7 +53,8 @@ macro_rules! sixteen_bytes {
 
             fn from_str(text: &str) -> Result<Self, ParseIdError> {
                 let error = ParseIdError { expected: 32 };
-                if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
+                if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+                {
                     return Err(error);
                 }
                 u128::from_str_radix(text, 16).map(|value| Self(value.to_be_bytes())).map_err(|_| error)
@@ -154,7 +155,10 @@ mod tests {
         let generation = Generation::mint(7, [9; 12]);
         assert_eq!(generation.epoch(), 7);
         assert_eq!(generation.to_string(), "00000007090909090909090909090909");
-        assert_eq!("0000000709090909090909090909090".parse::<Generation>(), Err(ParseIdError { expected: 32 }));
+        assert_eq!(
+            "0000000709090909090909090909090".parse::<Generation>(),
+            Err(ParseIdError { expected: 32 })
+        );
         assert!("+0000007090909090909090909090909".parse::<Generation>().is_err());
     }
 

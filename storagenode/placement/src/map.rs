@@ -85,7 +85,10 @@ impl ClusterMap {
 
     /// The groups that a node is a member of.
     pub fn groups_of(&self, node: NodeId) -> impl Iterator<Item = PgId> + '_ {
-        (0u32..).zip(&self.members).filter(move |(_, members)| members.contains(&node)).map(|(pg, _)| PgId(pg))
+        (0u32..)
+            .zip(&self.members)
+            .filter(move |(_, members)| members.contains(&node))
+            .map(|(pg, _)| PgId(pg))
     }
 
     /// Page `page` in its stored form.
@@ -111,7 +114,9 @@ impl ClusterMap {
                 return Err(MapError::Damaged("a group's member list does not fit"));
             }
             let (list, tail) = tail.split_at(length);
-            page.push(list.chunks_exact(2).map(|pair| NodeId(u16::from_le_bytes([pair[0], pair[1]]))).collect());
+            page.push(
+                list.chunks_exact(2).map(|pair| NodeId(u16::from_le_bytes([pair[0], pair[1]]))).collect(),
+            );
             rest = tail;
         }
         Ok(page)

@@ -75,7 +75,9 @@ impl PeerService {
         let mut assembler = FrameAssembler::new(sizes);
         loop {
             let silent = || peer_status(ErrorCode::DeadlineExceeded, "the chunk's sender fell silent");
-            let Some(part) = self.env.timeout(SILENCE_LIMIT, parts.next()).await.ok_or_else(silent)? else { break };
+            let Some(part) = self.env.timeout(SILENCE_LIMIT, parts.next()).await.ok_or_else(silent)? else {
+                break;
+            };
             let Some(proto::put_chunk_request::Part::Data(data)) = part?.part else {
                 return Err(invalid("a second header"));
             };
@@ -198,7 +200,10 @@ impl Peer for PeerService {
         Ok(Response::new(pages.boxed()))
     }
 
-    async fn bury(&self, request: Request<proto::BuryRequest>) -> Result<Response<proto::BuryResponse>, Status> {
+    async fn bury(
+        &self,
+        request: Request<proto::BuryRequest>,
+    ) -> Result<Response<proto::BuryResponse>, Status> {
         let chunks = request.into_inner().chunks;
         if chunks.len() > MAX_BURIED {
             return Err(invalid(format!("bury at most {MAX_BURIED} chunks at once")));

@@ -177,7 +177,12 @@ impl Coordinator {
         let compare = vec![term.holds(), Compare::unchanged(keys::map::key(), revision)];
         let result = self.meta.txn(Txn { compare, then, otherwise: vec![] }).await?;
         if result.succeeded {
-            info!(generation = map.generation, groups = map.pg_count(), nodes = map.nodes.len(), "map published");
+            info!(
+                generation = map.generation,
+                groups = map.pg_count(),
+                nodes = map.nodes.len(),
+                "map published"
+            );
         }
         Ok(())
     }
@@ -193,7 +198,10 @@ fn founders(state: &ClusterState, expected: usize) -> Option<Vec<MemberNode>> {
     };
     match &state.intent {
         Some(intent) if !intent.nodes.is_empty() => {
-            let known = intent.nodes.iter().map(|wanted| state.node_by_name(&wanted.name).filter(|node| node.is_live()));
+            let known = intent
+                .nodes
+                .iter()
+                .map(|wanted| state.node_by_name(&wanted.name).filter(|node| node.is_live()));
             known.map(|node| node.map(member)).collect()
         }
         _ => {

@@ -41,9 +41,13 @@ pub enum RegisterError {
          Move the data folder away to join as new; what was on it is fetched from the other nodes"
     )]
     RolledBack { disk: u64, stored: u64 },
-    #[error("this disk was replaced by another one and may not come back: move the data folder away to join as new")]
+    #[error(
+        "this disk was replaced by another one and may not come back: move the data folder away to join as new"
+    )]
     Retired,
-    #[error("another node named {0:?} with another disk is alive: give each node its own name, or stop the other one")]
+    #[error(
+        "another node named {0:?} with another disk is alive: give each node its own name, or stop the other one"
+    )]
     NameTaken(String),
     #[error("too many nodes register at the same time: start this node again")]
     Contention,
@@ -115,11 +119,8 @@ async fn try_join(env: &Env, meta: &SharedMeta, name: &str) -> Result<ClusterRec
 pub async fn register(meta: &SharedMeta, me: &Registration) -> Result<NodeId, RegisterError> {
     let key = keys::node::key(&me.name);
     for _ in 0..ATTEMPTS {
-        let reads = vec![
-            Op::get(key.clone()),
-            Op::get(keys::node_id_key()),
-            Op::get(keys::node::live_key(&me.name)),
-        ];
+        let reads =
+            vec![Op::get(key.clone()), Op::get(keys::node_id_key()), Op::get(keys::node::live_key(&me.name))];
         let read = meta.txn(Txn { compare: vec![], then: reads, otherwise: vec![] }).await?.reads;
         let [node, last_id, live] = &read[..] else {
             return Err(MetaError::Damaged("a transaction answered with too few reads".into()).into());
@@ -162,7 +163,11 @@ fn new_record(id: u16, me: &Registration) -> NodeRecord {
 }
 
 /// The record after this start, if the disk may serve (R9).
-fn renew(record: NodeRecord, live: Option<&LiveRecord>, me: &Registration) -> Result<NodeRecord, RegisterError> {
+fn renew(
+    record: NodeRecord,
+    live: Option<&LiveRecord>,
+    me: &Registration,
+) -> Result<NodeRecord, RegisterError> {
     if record.incarnation == me.incarnation {
         if me.boot <= record.boot {
             return Err(RegisterError::RolledBack { disk: me.boot, stored: record.boot });
@@ -238,8 +243,10 @@ async fn renew_lease(
     if current.incarnation != me.incarnation || current.boot != me.boot {
         return Err(RegisterError::NameTaken(me.name.clone()));
     }
-    let put = Op::Put { key: keys::node::live_key(&me.name), value: keys::to_json(&record), lease: Some(lease) };
-    let txn = Txn { compare: vec![Compare::unchanged(key, node.mod_revision)], then: vec![put], otherwise: vec![] };
+    let put =
+        Op::Put { key: keys::node::live_key(&me.name), value: keys::to_json(&record), lease: Some(lease) };
+    let txn =
+        Txn { compare: vec![Compare::unchanged(key, node.mod_revision)], then: vec![put], otherwise: vec![] };
     if meta.txn(txn).await?.succeeded { Ok(lease) } else { Err(RegisterError::NameTaken(me.name.clone())) }
 }
 
@@ -277,8 +284,12 @@ mod tests {
 
     #[test]
     fn two_disks_cannot_share_a_name() {
-        let live =
-            LiveRecord { address: "x:1".into(), incarnation: [1; 16], process: [1; 16], version: String::new() };
+        let live = LiveRecord {
+            address: "x:1".into(),
+            incarnation: [1; 16],
+            process: [1; 16],
+            version: String::new(),
+        };
         let error = renew(new_record(3, &me(1, 5)), Some(&live), &me(2, 1));
         assert_eq!(error, Err(RegisterError::NameTaken("n1".into())));
     }

@@ -111,7 +111,8 @@ impl DiskFile for RealFile {
     fn write_at(&self, parts: &[io::IoSlice<'_>], mut offset: u64) -> io::Result<()> {
         // pwritev takes 1,024 parts at most and may write fewer bytes than given.
         for group in parts.chunks(1024) {
-            let mut rest: Vec<io::IoSlice<'_>> = group.iter().filter(|part| !part.is_empty()).copied().collect();
+            let mut rest: Vec<io::IoSlice<'_>> =
+                group.iter().filter(|part| !part.is_empty()).copied().collect();
             let mut rest = rest.as_mut_slice();
             while !rest.is_empty() {
                 // SAFETY: IoSlice is guaranteed to have the layout of iovec; the slices live through the call.
@@ -151,7 +152,9 @@ impl DiskFile for RealFile {
     fn punch_hole(&self, offset: u64, length: u64) -> io::Result<()> {
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         // SAFETY: as above.
-        check(unsafe { libc::fallocate(self.0.as_raw_fd(), mode, offset as libc::off_t, length as libc::off_t) })
+        check(unsafe {
+            libc::fallocate(self.0.as_raw_fd(), mode, offset as libc::off_t, length as libc::off_t)
+        })
     }
 
     fn truncate(&self, size: u64) -> io::Result<()> {
@@ -169,7 +172,9 @@ impl DiskFile for RealFile {
     fn forget_cached(&self, offset: u64, length: u64) -> io::Result<()> {
         let advice = libc::POSIX_FADV_DONTNEED;
         // SAFETY: as above; the call returns its error number.
-        match unsafe { libc::posix_fadvise(self.0.as_raw_fd(), offset as libc::off_t, length as libc::off_t, advice) } {
+        match unsafe {
+            libc::posix_fadvise(self.0.as_raw_fd(), offset as libc::off_t, length as libc::off_t, advice)
+        } {
             0 => Ok(()),
             number => Err(io::Error::from_raw_os_error(number)),
         }
@@ -211,7 +216,8 @@ mod tests {
     fn vectored_writes_land_whole() {
         let folder = tempfile::tempdir().unwrap();
         let file = RealDisk.open(&folder.path().join("f"), OpenMode::CreateNew).unwrap();
-        let parts: Vec<Vec<u8>> = (0..3000u32).map(|n| n.to_le_bytes()[..(n % 5) as usize % 4].to_vec()).collect();
+        let parts: Vec<Vec<u8>> =
+            (0..3000u32).map(|n| n.to_le_bytes()[..(n % 5) as usize % 4].to_vec()).collect();
         let slices: Vec<io::IoSlice<'_>> = parts.iter().map(|part| io::IoSlice::new(part)).collect();
         file.write_at(&slices, 7).unwrap();
         let whole = parts.concat();
@@ -219,7 +225,10 @@ mod tests {
         file.read_at(&mut read, 7).unwrap();
         assert_eq!(read, whole);
         assert_eq!(file.size().unwrap(), 7 + whole.len() as u64);
-        assert_eq!(file.read_at(&mut [0; 8], file.size().unwrap()).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(
+            file.read_at(&mut [0; 8], file.size().unwrap()).unwrap_err().kind(),
+            io::ErrorKind::UnexpectedEof
+        );
     }
 
     #[test]

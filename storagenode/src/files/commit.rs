@@ -22,7 +22,10 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::{FileError, gateway::{Gateway, META_PATIENCE}};
+use super::{
+    FileError,
+    gateway::{Gateway, META_PATIENCE},
+};
 use crate::meta::{
     Compare, KeyValue, MetaError, Op, Txn, TxnResult,
     keys::slot::{self, SLOTS},
@@ -163,7 +166,9 @@ fn judge(
 ) -> Result<Judged, FileError> {
     let result = match result {
         Ok(result) => result,
-        Err(error @ (MetaError::Unavailable(_) | MetaError::Unknown(_))) => return Ok(Judged::NoAnswer(error)),
+        Err(error @ (MetaError::Unavailable(_) | MetaError::Unknown(_))) => {
+            return Ok(Judged::NoAnswer(error));
+        }
         Err(error) => return Err(error.into()),
     };
     if result.succeeded {

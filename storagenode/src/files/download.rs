@@ -13,7 +13,10 @@ use super::{
 };
 use crate::{
     chunks::{self, ChunkHeader, FRAME_BYTES, GenerationKey},
-    meta::{KeyValue, Op, Txn, keys::{self, file::FileRecord}},
+    meta::{
+        KeyValue, Op, Txn,
+        keys::{self, file::FileRecord},
+    },
     replication::{read::FetchError, wire::MESSAGE_BYTES},
 };
 
@@ -90,7 +93,9 @@ impl Gateway {
         }
         let bytes = resolve(range, file.size_bytes)?;
         let (_, map) = self.placed()?;
-        let permit = self.reserve((bytes.end - bytes.start).min((PIECES_AHEAD * MESSAGE_BYTES) as u64) as usize).await?;
+        let permit = self
+            .reserve((bytes.end - bytes.start).min((PIECES_AHEAD * MESSAGE_BYTES) as u64) as usize)
+            .await?;
         let length = bytes.end - bytes.start;
         let sources = found.record.extents.iter().map(|extent| {
             Arc::new(Source {
@@ -124,7 +129,8 @@ impl Gateway {
 impl Source {
     async fn fetch(&self, piece: Piece) -> Result<Vec<Bytes>, FileError> {
         let open = |header: &ChunkHeader, sealed: Vec<Bytes>| self.open(&piece, header, &sealed);
-        let read = self.gateway.reader.read(&self.map, piece.id, self.copies, piece.frames.clone(), open).await;
+        let read =
+            self.gateway.reader.read(&self.map, piece.id, self.copies, piece.frames.clone(), open).await;
         read.map_err(|error| {
             let (path, index) = (self.path.to_string(), piece.id.index);
             match error {
@@ -142,8 +148,9 @@ impl Source {
         let mut opened = Vec::with_capacity(sealed.len());
         let mut position = 0;
         for (frame, sealed) in piece.frames.clone().zip(sealed) {
-            let plain = chunks::open_frame(&self.key, self.volume, piece.id, frame, piece.plain_length, sealed)
-                .map_err(|error| error.to_string())?;
+            let plain =
+                chunks::open_frame(&self.key, self.volume, piece.id, frame, piece.plain_length, sealed)
+                    .map_err(|error| error.to_string())?;
             let from = piece.wanted.start.clamp(position, position + plain.len()) - position;
             let to = piece.wanted.end.clamp(position, position + plain.len()) - position;
             position += plain.len();
@@ -162,7 +169,9 @@ impl Source {
 fn resolve(range: RangeSpec, size_bytes: u64) -> Result<Range<u64>, FileError> {
     match range {
         RangeSpec::All => Ok(0..size_bytes),
-        RangeSpec::Last(count) if size_bytes > 0 && count > 0 => Ok(size_bytes.saturating_sub(count)..size_bytes),
+        RangeSpec::Last(count) if size_bytes > 0 && count > 0 => {
+            Ok(size_bytes.saturating_sub(count)..size_bytes)
+        }
         RangeSpec::Last(_) => Err(FileError::RangeNotSatisfiable { offset: size_bytes, size_bytes }),
         RangeSpec::From { offset: 0, length: None } => Ok(0..size_bytes),
         RangeSpec::From { offset, length } if offset < size_bytes => {

@@ -9,15 +9,20 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
-    ChunkLocation, Condition, ContentIn, Download, FileError, FileInfo, FilePath, Files, ListSpec, Listing, RangeSpec,
-    UploadSpec, VolumeInfo, VolumeName, VolumeState,
-    commit::Slots,
+    ChunkLocation, Condition, ContentIn, Download, FileError, FileInfo, FilePath, Files, ListSpec, Listing,
+    RangeSpec, UploadSpec, VolumeInfo, VolumeName, VolumeState, commit::Slots,
 };
 use crate::{
     chunks::{Kek, VolumeKey},
     cluster::{ClusterState, View},
     env::Env,
-    meta::{MetaError, SharedMeta, keys::{file::FileRecord, volume::{State, VolumeRecord}}},
+    meta::{
+        MetaError, SharedMeta,
+        keys::{
+            file::FileRecord,
+            volume::{State, VolumeRecord},
+        },
+    },
     replication::{read::Reader, write::Writer},
 };
 
@@ -130,7 +135,8 @@ impl Gateway {
     pub(super) fn placed(&self) -> Result<(Arc<ClusterState>, Arc<ClusterMap>), FileError> {
         let state = self.view.current();
         let map = state.map.clone();
-        let missing = || FileError::NotReady("the cluster has no map yet; it waits for its nodes to register".into());
+        let missing =
+            || FileError::NotReady("the cluster has no map yet; it waits for its nodes to register".into());
         map.map(|map| (state, map)).ok_or_else(missing)
     }
 

@@ -9,7 +9,8 @@ use cairn_proto::v1::ErrorCode;
 use futures::{StreamExt, stream};
 
 use super::{
-    ChunkLocation, Condition, CopyState, FileError, FileInfo, FilePath, ListSpec, Listing, MAX_PAGE, VolumeName,
+    ChunkLocation, Condition, CopyState, FileError, FileInfo, FilePath, ListSpec, Listing, MAX_PAGE,
+    VolumeName,
     commit::{Outcome, Proposal},
     gateway::{Gateway, OpenVolume, file_info},
     path::MAX_PATH_BYTES,
@@ -71,7 +72,9 @@ impl Gateway {
 
     pub(super) async fn do_list(&self, volume: &VolumeName, spec: ListSpec) -> Result<Listing, FileError> {
         if spec.prefix.len() > MAX_PATH_BYTES {
-            return Err(FileError::InvalidArgument(format!("the prefix is over {MAX_PATH_BYTES} bytes long")));
+            return Err(FileError::InvalidArgument(format!(
+                "the prefix is over {MAX_PATH_BYTES} bytes long"
+            )));
         }
         let limit = spec.limit.clamp(1, MAX_PAGE);
         let volume = self.fresh_volume(volume).await?;
@@ -86,7 +89,8 @@ impl Gateway {
         let mut last = String::new();
         loop {
             let left = limit - listing.files.len() - listing.prefixes.len();
-            let read = RangeRead { start: start.clone(), end: end.clone(), limit: left + 1, ..RangeRead::default() };
+            let read =
+                RangeRead { start: start.clone(), end: end.clone(), limit: left + 1, ..RangeRead::default() };
             let page = self.retry_read(|| self.meta.range(read.clone())).await?;
             for entry in &page.entries {
                 if entry.key < start {
@@ -126,8 +130,9 @@ impl Gateway {
             listing.prefixes.push(prefix.clone());
             return Ok((next, prefix));
         }
-        let parsed = FilePath::parse(path)
-            .map_err(|error| FileError::Internal(format!("the store holds the file name {path:?}: {error}")))?;
+        let parsed = FilePath::parse(path).map_err(|error| {
+            FileError::Internal(format!("the store holds the file name {path:?}: {error}"))
+        })?;
         listing.files.push(file_info(&volume.name, &parsed, &FileRecord::decode(entry)?));
         Ok((after(&entry.key), path.to_owned()))
     }
@@ -210,7 +215,8 @@ fn after(key: &[u8]) -> Bytes {
 
 /// Where a listing goes on after the name in its token.
 fn resume(base: &[u8], spec: &ListSpec) -> Result<Bytes, FileError> {
-    let foreign = || FileError::InvalidArgument("the page token is not one of this listing; begin anew".into());
+    let foreign =
+        || FileError::InvalidArgument("the page token is not one of this listing; begin anew".into());
     let name = URL_SAFE_NO_PAD.decode(&spec.token).map_err(|_| foreign())?;
     if name.len() > MAX_PATH_BYTES || !name.starts_with(spec.prefix.as_bytes()) {
         return Err(foreign());

@@ -89,7 +89,8 @@ impl VolumeName {
     pub fn parse(text: &str) -> Result<Self, VolumeNameError> {
         let alphanumeric = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
         let bytes = text.as_bytes();
-        let edges = bytes.first().zip(bytes.last()).is_some_and(|(a, z)| alphanumeric(*a) && alphanumeric(*z));
+        let edges =
+            bytes.first().zip(bytes.last()).is_some_and(|(a, z)| alphanumeric(*a) && alphanumeric(*z));
         if edges && bytes.len() <= 63 && bytes.iter().all(|b| alphanumeric(*b) || *b == b'-') {
             return Ok(Self(text.to_owned()));
         }
@@ -120,7 +121,8 @@ mod tests {
     #[test]
     fn good_paths_are_kept_as_they_are() {
         let longest = "é".repeat(512);
-        for path in ["a", "a/b", "with space/ü—漢字", "...", "a/.hidden", "..a", "a\nb", "%2e%2e", &longest] {
+        for path in ["a", "a/b", "with space/ü—漢字", "...", "a/.hidden", "..a", "a\nb", "%2e%2e", &longest]
+        {
             assert_eq!(FilePath::parse(path).unwrap().as_str(), path);
         }
     }

@@ -57,7 +57,11 @@ struct Upload<'a> {
 impl Gateway {
     /// Uploads in a task of its own: when the caller goes away, the task sees it, stops taking content, and has what
     /// was written buried; a commit that has begun is seen through.
-    pub(super) async fn do_upload(&self, spec: UploadSpec, content: ContentIn) -> Result<FileInfo, FileError> {
+    pub(super) async fn do_upload(
+        &self,
+        spec: UploadSpec,
+        content: ContentIn,
+    ) -> Result<FileInfo, FileError> {
         let caller_gone = CancellationToken::new();
         let _guard = caller_gone.clone().drop_guard();
         let gateway = self.clone();
@@ -197,7 +201,8 @@ impl Upload<'_> {
                 gathered += part.len();
                 pieces.push(part);
                 if gathered == chunk_bytes {
-                    self.write_chunk(std::mem::take(&mut pieces), permit.take().expect("taken above")).await?;
+                    self.write_chunk(std::mem::take(&mut pieces), permit.take().expect("taken above"))
+                        .await?;
                     gathered = 0;
                 }
             }
@@ -224,7 +229,9 @@ impl Upload<'_> {
         permit: Arc<OwnedSemaphorePermit>,
     ) -> Result<(), FileError> {
         if u64::from(self.chunks) >= MAX_CHUNKS {
-            return Err(FileError::InvalidArgument("the file has too many chunks for this volume's chunk size".into()));
+            return Err(FileError::InvalidArgument(
+                "the file has too many chunks for this volume's chunk size".into(),
+            ));
         }
         let id = ChunkId { generation: self.generation, index: self.chunks };
         self.chunks += 1;
@@ -275,7 +282,9 @@ impl Upload<'_> {
     fn same_epoch(&self, stored: Option<&KeyValue>) -> Result<u64, FileError> {
         let epoch = stored.map(keys::number).transpose()?.unwrap_or(0);
         if u64::from(self.generation.epoch()) + 1 < epoch {
-            return Err(FileError::UploadIncomplete("it took so long that its parts may have been swept".into()));
+            return Err(FileError::UploadIncomplete(
+                "it took so long that its parts may have been swept".into(),
+            ));
         }
         Ok(stored.map_or(0, |entry| entry.mod_revision))
     }
@@ -283,8 +292,12 @@ impl Upload<'_> {
     /// After a change of the map: goes on only if no chunk of this upload belongs to other nodes now.
     async fn check_new_map(&self, revision: u64) -> Result<(), FileError> {
         let newer = |state: &ClusterState| (state.map_revision >= revision).then(|| state.map.clone());
-        let seen = self.gateway.env.timeout(super::gateway::META_PATIENCE, self.gateway.view.wait_for(newer)).await;
-        let map = seen.flatten().flatten().ok_or(FileError::NotReady("the new cluster map has not come yet".into()))?;
+        let seen =
+            self.gateway.env.timeout(super::gateway::META_PATIENCE, self.gateway.view.wait_for(newer)).await;
+        let map = seen
+            .flatten()
+            .flatten()
+            .ok_or(FileError::NotReady("the new cluster map has not come yet".into()))?;
         let copies = self.volume.record.copies;
         let moved = (0..self.chunks).any(|index| {
             let id = ChunkId { generation: self.generation, index };
@@ -322,7 +335,8 @@ impl Gateway {
         let state = self.view.current();
         for (holder, buried) in crate::workers::collect::burials(map, generation, chunks, copies) {
             if holder == self.writer.me {
-                let tombstones = buried.iter().map(|id| chunks::Tombstone { id: *id, volume, copies }).collect();
+                let tombstones =
+                    buried.iter().map(|id| chunks::Tombstone { id: *id, volume, copies }).collect();
                 let _ = self.writer.store.bury(tombstones).await;
             } else if let Some(address) = state.nodes.get(&holder).and_then(|node| node.address.as_deref()) {
                 let wire = buried.iter().map(|id| proto::BuriedChunk {
@@ -360,7 +374,11 @@ pub(super) fn collect_ops(volume: &OpenVolume, old: &FileRecord, tick: u64) -> V
 }
 
 /// Whether the caller's condition holds of the record that is there.
-pub(super) fn holds(condition: Condition, present: Option<&KeyValue>, path: &FilePath) -> Result<(), FileError> {
+pub(super) fn holds(
+    condition: Condition,
+    present: Option<&KeyValue>,
+    path: &FilePath,
+) -> Result<(), FileError> {
     let generation = present.map(FileRecord::decode).transpose()?.map(|record| record.generation());
     let refuse = |what: String| Err(FileError::PreconditionFailed(format!("{path:?} {what}")));
     match (condition, generation) {
@@ -375,7 +393,8 @@ pub(super) fn holds(condition: Condition, present: Option<&KeyValue>, path: &Fil
 fn check_spec(spec: &UploadSpec) -> Result<(), FileError> {
     let visible = spec.content_type.bytes().all(|byte| (b' '..=b'~').contains(&byte));
     if spec.content_type.len() > MAX_CONTENT_TYPE_BYTES || !visible {
-        let message = format!("the content type is longer than {MAX_CONTENT_TYPE_BYTES} bytes, or not visible ASCII");
+        let message =
+            format!("the content type is longer than {MAX_CONTENT_TYPE_BYTES} bytes, or not visible ASCII");
         return Err(FileError::InvalidArgument(message));
     }
     Ok(())

@@ -40,7 +40,9 @@ impl Gateway {
         };
         if copies > map.nodes.len().min(MAX_COPIES) {
             let most = map.nodes.len().min(MAX_COPIES);
-            return Err(FileError::InvalidArgument(format!("this cluster can keep 1 to {most} copies, not {copies}")));
+            return Err(FileError::InvalidArgument(format!(
+                "this cluster can keep 1 to {most} copies, not {copies}"
+            )));
         }
         let chunk_size_bytes = if chunk_size_bytes == 0 { DEFAULT_CHUNK_BYTES } else { chunk_size_bytes };
         if chunk_size_bytes > MAX_CHUNK_BYTES || chunk_size_bytes % FRAME_BYTES as u32 != 0 {
@@ -123,12 +125,17 @@ impl Gateway {
             let name = String::from_utf8_lossy(&entry.key[keys::volume::PREFIX.len()..]);
             volumes.push(volume_info(&VolumeName::parse(&name)?, &keys::from_json(entry)?));
         }
-        let next = volumes.last().filter(|_| page.more).map_or_else(String::new, |volume| volume.name.to_string());
+        let next =
+            volumes.last().filter(|_| page.more).map_or_else(String::new, |volume| volume.name.to_string());
         Ok((volumes, next))
     }
 
     /// Marks the volume; the coordinator removes its files and then its record (R18).
-    pub(super) async fn do_delete_volume(&self, name: &VolumeName, with_files: bool) -> Result<(), FileError> {
+    pub(super) async fn do_delete_volume(
+        &self,
+        name: &VolumeName,
+        with_files: bool,
+    ) -> Result<(), FileError> {
         let volume = self.fresh_volume(name).await?;
         if volume.record.state == State::Deleting {
             return Ok(());

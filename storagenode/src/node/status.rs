@@ -66,7 +66,12 @@ impl ClusterStatus {
             Some((node.id, self.writer.peers.settled(address, bits, ASK_LIMIT).await.ok()?))
         };
         let nodes: Vec<NodeInfo> = state.nodes.values().filter(|node| node.is_live()).cloned().collect();
-        stream::iter(nodes).map(ask).buffer_unordered(ASK_AT_ONCE).filter_map(std::future::ready).collect().await
+        stream::iter(nodes)
+            .map(ask)
+            .buffer_unordered(ASK_AT_ONCE)
+            .filter_map(std::future::ready)
+            .collect()
+            .await
     }
 
     async fn collecting(&self) -> u64 {
@@ -109,7 +114,8 @@ fn node_status(
     answer: Option<&proto::SettledResponse>,
 ) -> proto::NodeStatus {
     let state = if node.is_live() { proto::NodeState::NodeLive } else { proto::NodeState::NodeDown };
-    let settled = |answer: &&proto::SettledResponse| map.is_some_and(|map| map.generation == answer.map_generation);
+    let settled =
+        |answer: &&proto::SettledResponse| map.is_some_and(|map| map.generation == answer.map_generation);
     proto::NodeStatus {
         name: node.name.clone(),
         zone: node.zone.clone(),
@@ -119,7 +125,9 @@ fn node_status(
         used_bytes: answer.map_or(0, |answer| answer.used_bytes),
         chunks: answer.map_or(0, |answer| answer.chunks),
         placement_groups: map.map_or(0, |map| map.groups_of(node.id).count() as u32),
-        settled_placement_groups: answer.filter(settled).map_or(0, |answer| answer.placement_groups.len() as u32),
+        settled_placement_groups: answer
+            .filter(settled)
+            .map_or(0, |answer| answer.placement_groups.len() as u32),
         version: node.version.clone(),
     }
 }
@@ -163,11 +171,7 @@ impl Cluster for ClusterStatus {
         })
     }
 
-    async fn set_intent(
-        &self,
-        generation: u64,
-        nodes: Vec<proto::IntendedNode>,
-    ) -> Result<u64, IntentError> {
+    async fn set_intent(&self, generation: u64, nodes: Vec<proto::IntendedNode>) -> Result<u64, IntentError> {
         let nodes = checked(nodes)?;
         for _ in 0..INTENT_ATTEMPTS {
             let entry = self.meta.get(&keys::intent::key()).await.map_err(FileError::from)?;
@@ -184,7 +188,10 @@ impl Cluster for ClusterStatus {
             }
             let record = IntentRecord { generation, nodes: nodes.clone() };
             let txn = Txn {
-                compare: vec![Compare::unchanged(keys::intent::key(), entry.map_or(0, |entry| entry.mod_revision))],
+                compare: vec![Compare::unchanged(
+                    keys::intent::key(),
+                    entry.map_or(0, |entry| entry.mod_revision),
+                )],
                 then: vec![Op::put(keys::intent::key(), keys::to_json(&record))],
                 otherwise: vec![],
             };

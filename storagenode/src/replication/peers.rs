@@ -159,7 +159,8 @@ impl Peers {
         let parts: Vec<_> = parts.collect();
         self.bounded(limit, async {
             let response = client.put_chunk(futures::stream::iter(parts)).await?.into_inner();
-            Incarnation::try_from(&response.incarnation[..]).map_err(|_| PeerError::protocol("bad incarnation"))
+            Incarnation::try_from(&response.incarnation[..])
+                .map_err(|_| PeerError::protocol("bad incarnation"))
         })
         .await
     }

@@ -114,7 +114,10 @@ impl Writer {
         let named = |error: PeerError| PeerError::new(error.code, format!("node {name}: {}", error.cause));
         let incarnation = self.peers.put_chunk(address, chunk, false, MEMBER_LIMIT).await.map_err(named)?;
         if node.is_some_and(|node| node.incarnation != incarnation) {
-            return Err(PeerError::new(ErrorCode::StaleGeneration, format!("node {name} has another disk now")));
+            return Err(PeerError::new(
+                ErrorCode::StaleGeneration,
+                format!("node {name} has another disk now"),
+            ));
         }
         Ok(())
     }

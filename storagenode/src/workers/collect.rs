@@ -137,7 +137,12 @@ impl Collector {
         failed
     }
 
-    async fn bury_at(&self, state: &ClusterState, holder: NodeId, chunks: &[Tombstone]) -> Result<(), String> {
+    async fn bury_at(
+        &self,
+        state: &ClusterState,
+        holder: NodeId,
+        chunks: &[Tombstone],
+    ) -> Result<(), String> {
         if holder == self.writer.me {
             return self.writer.store.bury(chunks.to_vec()).await.map_err(|error| error.to_string());
         }
@@ -155,7 +160,9 @@ impl Collector {
 
     async fn forget(&self, term: &Term, group: &[Due]) -> Result<(), MetaError> {
         let mut compare = vec![term.holds()];
-        compare.extend(group.iter().map(|due| Compare::unchanged(due.entry.key.clone(), due.entry.mod_revision)));
+        compare.extend(
+            group.iter().map(|due| Compare::unchanged(due.entry.key.clone(), due.entry.mod_revision)),
+        );
         let then = group.iter().map(|due| Op::delete(due.entry.key.clone())).collect();
         self.meta.txn(Txn { compare, then, otherwise: vec![] }).await.map(|_| ())
     }
@@ -169,8 +176,12 @@ mod tests {
 
     #[test]
     fn every_holder_of_every_chunk_is_told() {
-        let node =
-            |id: u16| MemberNode { id: NodeId(id), name: id.to_string(), zone: (id % 3).to_string(), weight: 1 };
+        let node = |id: u16| MemberNode {
+            id: NodeId(id),
+            name: id.to_string(),
+            zone: (id % 3).to_string(),
+            weight: 1,
+        };
         let map = assign(&[1, 2, 3, 4].map(node), 7, 1).unwrap();
         let generation = Generation([9; 16]);
         let told = burials(&map, generation, 100, 3);

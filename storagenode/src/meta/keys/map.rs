@@ -42,14 +42,21 @@ impl MapHead {
             zone: node.zone.clone(),
             weight: node.weight,
         });
-        Self { generation: map.generation, pg_bits: map.pg_bits, pages: map.page_count(), nodes: nodes.collect() }
+        Self {
+            generation: map.generation,
+            pg_bits: map.pg_bits,
+            pages: map.page_count(),
+            nodes: nodes.collect(),
+        }
     }
 
     /// Joins the head with its pages, in order.
     pub fn join<'a>(&self, pages: impl Iterator<Item = &'a [u8]>) -> Result<ClusterMap, MetaError> {
         let mut members = Vec::new();
         for page in pages {
-            members.extend(ClusterMap::decode_page(page).map_err(|error| MetaError::Damaged(error.to_string()))?);
+            members.extend(
+                ClusterMap::decode_page(page).map_err(|error| MetaError::Damaged(error.to_string()))?,
+            );
         }
         if self.pg_bits > cairn_placement::MAX_PG_BITS || members.len() != 1usize << self.pg_bits {
             return Err(MetaError::Damaged(format!(

@@ -21,9 +21,9 @@ pub fn encode(token: &[u8; 16]) -> Bytes {
 
 pub fn decode(entry: &KeyValue) -> Result<[u8; 16], MetaError> {
     match entry.value.split_first() {
-        Some((&VERSION, token)) => {
-            token.try_into().map_err(|_| MetaError::Damaged(format!("{} is cut off", super::name(&entry.key))))
-        }
+        Some((&VERSION, token)) => token
+            .try_into()
+            .map_err(|_| MetaError::Damaged(format!("{} is cut off", super::name(&entry.key)))),
         Some((version, _)) => Err(super::newer(&entry.key, *version)),
         None => Err(MetaError::Damaged(format!("{} is empty", super::name(&entry.key)))),
     }

@@ -89,11 +89,7 @@ pub fn steps(
 }
 
 /// The groups of this node in which every other member is alive and agrees.
-pub fn settled(
-    map: &ClusterMap,
-    me: NodeId,
-    agreed: &BTreeMap<NodeId, BTreeSet<PgId>>,
-) -> BTreeSet<PgId> {
+pub fn settled(map: &ClusterMap, me: NodeId, agreed: &BTreeMap<NodeId, BTreeSet<PgId>>) -> BTreeSet<PgId> {
     let agrees = |pg: PgId, member: &NodeId| {
         *member == me || agreed.get(member).is_some_and(|groups| groups.contains(&pg))
     };
