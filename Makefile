@@ -1,0 +1,47 @@
+# Everything is built with one profile, `ci` (Cargo.toml), and for the whole workspace at once: another choice of packages
+# (`-p`) would select other features and so build dependencies a second time.
+
+CARGO ?= cargo
+RUN = $(CARGO) run --quiet --profile ci --bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo kube test quick lint bench readme
+
+help:
+	@echo 'make setup    find, install or build what the build and the tests need'
+	@echo 'make build    build cairn, cairn-node and cairn-operator'
+	@echo 'make demo     four nodes in three zones on this machine: upload, lose a node, compare every byte'
+	@echo 'make kube     the same on a real Kubernetes with three kubelets on this machine (as root)'
+	@echo 'make test     everything, in stages; ends with what passed, failed and was skipped'
+	@echo 'make quick    formatting, unit tests and the rules of the repository: under a minute once built'
+	@echo 'make lint     rustfmt and clippy'
+	@echo 'make bench    throughput, latency, CPU and memory, beside the ceilings of this machine'
+	@echo 'make readme   write the table of promises into README.md'
+
+setup:
+	@.ci/setup
+
+build:
+	@.ci/setup build
+	$(CARGO) build --profile ci --workspace --bins
+
+demo: build
+	@$(RUN) demo
+
+kube: build
+	@$(RUN) kube
+
+bench: build
+	@$(RUN) bench
+
+test:
+	@.ci/stages test
+
+quick:
+	@.ci/stages quick
+
+lint:
+	@.ci/stages lint
+
+readme:
+	UPDATE=1 $(CARGO) test --quiet --profile ci --workspace --test tidy -- --exact the_readme_lists_what_is_promised
