@@ -177,12 +177,23 @@ pub trait Listener: Send + Sync {
     fn address(&self) -> String;
 }
 
+/// What will be spoken on a listener's connections: decides what is negotiated, and how a stranger is sent away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/2 only.
+    Grpc,
+    /// HTTP/2 or HTTP/1.1.
+    Http,
+}
+
 /// Connections, trusted and encrypted: the real one speaks TLS 1.3 with certificates checked on both sides.
 #[async_trait]
 pub trait Network: Send + Sync {
     /// Listens on `address` (`host:port`, port 0 for any).
-    async fn listen(&self, address: &str) -> io::Result<Arc<dyn Listener>>;
-    /// Connects to a node at `address` (`host:port`); fails unless the other end proves to be the node `expected`.
+    async fn listen(&self, address: &str, protocol: Protocol) -> io::Result<Arc<dyn Listener>>;
+    /// Connects to the gRPC port of a node at `address` (`host:port`); fails unless the other end proves to be a node
+    /// of this cluster that goes by that host name. Nodes may share a certificate, so *which* node it is (`expected`,
+    /// here for messages only) is asked afterwards, with `Peer.Hello`.
     async fn connect(&self, address: &str, expected: &str) -> io::Result<Box<dyn Stream>>;
 }
 

@@ -15,7 +15,7 @@ use cairn_proto::v1::ErrorCode;
 use http::{HeaderValue, StatusCode, header};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use super::ports::IntentError;
+use super::{observe::RefusalCode, ports::IntentError};
 use crate::files::FileError;
 
 /// The domain of every `ErrorInfo` of ours.
@@ -223,6 +223,7 @@ impl IntoResponse for Refusal {
         });
         let mut response = Response::new(Body::from(problem.to_string()));
         *response.status_mut() = status;
+        response.extensions_mut().insert(RefusalCode(self.code));
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -265,5 +266,4 @@ fn cut(mut cause: String) -> String {
 }
 
 #[cfg(test)]
-#[path = "status_tests.rs"]
 mod tests;

@@ -1,0 +1,236 @@
+//! Content on its way through the shell: every wait for the other end is bounded, and nothing ends by accident as if
+//! it were whole.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt, stream};
+use tokio::sync::mpsc;
+
+use crate::{
+    env::Env,
+    files::{ContentIn, ContentOut, FileError},
+    metrics::Metrics,
+};
+
+/// Content leaves in messages of at most this size.
+pub const MAX_OUT_BYTES: usize = 1 << 20;
+
+/// Messages that wait for a slow reader, besides those that the connection has taken already.
+const READ_AHEAD: usize = 1;
+
+/// An upload or download while it goes on.
+pub struct OpenStream(Arc<Metrics>);
+
+impl OpenStream {
+    pub fn begin(metrics: &Arc<Metrics>) -> Self {
+        metrics.open_streams.inc();
+        Self(metrics.clone())
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.open_streams.dec();
+    }
+}
+
+/// Content from a client. Ends with an error when nothing came for `stall`.
+pub fn incoming(
+    env: &Env,
+    metrics: &Arc<Metrics>,
+    stall: Duration,
+    content: impl Stream<Item = Result<Bytes, FileError>> + Send + 'static,
+) -> ContentIn {
+    let (env, metrics) = (env.clone(), metrics.clone());
+    let open = OpenStream::begin(&metrics);
+    stream::unfold(Some((content.boxed(), open)), move |state| {
+        let (env, metrics) = (env.clone(), metrics.clone());
+        async move {
+            let (mut content, open) = state?;
+            match env.timeout(stall, content.next()).await {
+                Some(Some(Ok(data))) => {
+                    metrics.bytes_in.inc_by(data.len() as u64);
+                    Some((Ok(data), Some((content, open))))
+                }
+                Some(Some(Err(error))) => Some((Err(error), None)),
+                Some(None) => None,
+                None => {
+                    let cause = format!("nothing came for {} s", stall.as_secs());
+                    Some((Err(FileError::UploadIncomplete(cause)), None))
+                }
+            }
+        }
+    })
+    .boxed()
+}
+
+/// How content leaves.
+pub struct Outgoing {
+    pub env: Env,
+    pub metrics: Arc<Metrics>,
+    /// A reader that takes nothing for this long is given up.
+    pub stall: Duration,
+    /// Everything must be out after this.
+    pub deadline: Option<Duration>,
+}
+
+enum Message {
+    Data(Bytes),
+    /// The last one: without it the content is not whole.
+    End,
+    Failed(FileError),
+}
+
+impl Outgoing {
+    /// Sends `length` bytes of content. They are read by a task of their own, so that a reader who stalls is noticed
+    /// even while nobody polls the stream.
+    pub fn send(
+        self,
+        content: ContentOut,
+        length: u64,
+    ) -> impl Stream<Item = Result<Bytes, FileError>> + Send + 'static {
+        let (sender, receiver) = mpsc::channel(READ_AHEAD);
+        tokio::spawn(self.pump(content, length, sender));
+        stream::unfold(Some(receiver), |receiver| async {
+            let mut receiver = receiver?;
+            match receiver.recv().await {
+                Some(Message::Data(data)) => Some((Ok(data), Some(receiver))),
+                Some(Message::End) => None,
+                Some(Message::Failed(error)) => Some((Err(error), None)),
+                None => Some((Err(FileError::DeadlineExceeded), None)),
+            }
+        })
+    }
+
+    async fn pump(self, content: ContentOut, length: u64, sender: mpsc::Sender<Message>) {
+        let _open = OpenStream::begin(&self.metrics);
+        let deadline = async {
+            match self.deadline {
+                Some(limit) => self.env.clock.sleep(limit).await,
+                None => std::future::pending().await,
+            }
+        };
+        let outcome = tokio::select! {
+            biased;
+            () = sender.closed() => return,
+            outcome = self.pump_all(content, length, &sender) => outcome,
+            () = deadline => Err(FileError::DeadlineExceeded),
+        };
+        let last = match outcome {
+            Ok(()) => Message::End,
+            Err(error) => Message::Failed(error),
+        };
+        // If even this cannot be handed over in time, the channel's end says that the content is not whole.
+        let _ = self.env.timeout(self.stall, sender.send(last)).await;
+    }
+
+    async fn pump_all(
+        &self,
+        mut content: ContentOut,
+        length: u64,
+        sender: &mpsc::Sender<Message>,
+    ) -> Result<(), FileError> {
+        let mut left = length;
+        while let Some(data) = content.next().await {
+            let mut data = data?;
+            left = left.checked_sub(data.len() as u64).ok_or_else(|| {
+                FileError::Internal(format!("more than the {length} bytes announced would have been sent"))
+            })?;
+            while !data.is_empty() {
+                let piece = data.split_to(data.len().min(MAX_OUT_BYTES));
+                let sent_bytes = piece.len() as u64;
+                match self.env.timeout(self.stall, sender.send(Message::Data(piece))).await {
+                    Some(Ok(())) => self.metrics.bytes_out.inc_by(sent_bytes),
+                    Some(Err(_)) => return Ok(()),
+                    None => return Err(FileError::DeadlineExceeded),
+                };
+            }
+        }
+        if left > 0 {
+            return Err(FileError::Internal(format!("{left} of {length} bytes are missing at the end")));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::fake::quick_env;
+
+    const STALL: Duration = Duration::from_secs(60);
+
+    fn outgoing(deadline: Option<Duration>) -> (Outgoing, Arc<Metrics>) {
+        let metrics = Arc::new(Metrics::default());
+        (Outgoing { env: quick_env(), metrics: metrics.clone(), stall: STALL, deadline }, metrics)
+    }
+
+    fn content(parts: Vec<Result<Bytes, FileError>>) -> ContentOut {
+        stream::iter(parts).boxed()
+    }
+
+    #[tokio::test]
+    async fn content_leaves_whole_and_in_small_messages() {
+        let (outgoing, metrics) = outgoing(None);
+        let big = Bytes::from(vec![7; MAX_OUT_BYTES * 2 + 1]);
+        let parts = vec![Ok(big.clone()), Ok(Bytes::new()), Ok(Bytes::from_static(b"end"))];
+        let length = big.len() as u64 + 3;
+        let sent: Vec<Bytes> = outgoing.send(content(parts), length).map(Result::unwrap).collect().await;
+        assert!(sent.iter().all(|piece| piece.len() <= MAX_OUT_BYTES));
+        assert_eq!(sent.concat().len() as u64, length);
+        assert_eq!(metrics.bytes_out.get(), length);
+        quick_env().clock.sleep(STALL / 10).await;
+        assert_eq!(metrics.open_streams.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn content_that_is_not_whole_ends_with_an_error() {
+        for (parts, length) in [
+            (vec![Ok(Bytes::from_static(b"abc"))], 4),
+            (vec![Ok(Bytes::from_static(b"abc"))], 2),
+            (vec![Ok(Bytes::from_static(b"abc")), Err(FileError::Internal("broken".into()))], 6),
+            (vec![], 1),
+        ] {
+            let (outgoing, _) = outgoing(None);
+            let sent: Vec<_> = outgoing.send(content(parts), length).collect().await;
+            assert!(sent.last().unwrap().is_err(), "{sent:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_stalls_is_given_up() {
+        let (outgoing, metrics) = outgoing(None);
+        let parts = (0..100).map(|_| Ok(Bytes::from(vec![0; 1000]))).collect();
+        let mut sent = Box::pin(outgoing.send(content(parts), 100_000));
+        sent.next().await.unwrap().unwrap();
+        quick_env().clock.sleep(STALL * 3).await;
+        assert_eq!(metrics.open_streams.get(), 0);
+        let rest: Vec<_> = sent.collect().await;
+        assert!(rest.last().unwrap().is_err());
+    }
+
+    #[tokio::test]
+    async fn deadlines_and_readers_that_leave_end_the_work() {
+        let (out, metrics) = outgoing(Some(Duration::from_secs(5)));
+        let sent: Vec<_> = out.send(stream::pending().boxed(), 1).collect().await;
+        assert_eq!(sent, [Err(FileError::DeadlineExceeded)]);
+
+        let (out, _) = outgoing(None);
+        drop(out.send(stream::pending().boxed(), 1));
+        quick_env().clock.sleep(STALL / 10).await;
+        assert_eq!(metrics.open_streams.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn senders_that_stall_are_given_up() {
+        let (env, metrics) = (quick_env(), Arc::new(Metrics::default()));
+        let content = stream::iter([Ok(Bytes::from_static(b"abc"))]).chain(stream::pending());
+        let mut incoming = incoming(&env, &metrics, STALL, content);
+        assert_eq!(metrics.open_streams.get(), 1);
+        incoming.next().await.unwrap().unwrap();
+        assert!(matches!(incoming.next().await, Some(Err(FileError::UploadIncomplete(_)))));
+        assert!(incoming.next().await.is_none());
+        assert_eq!((metrics.bytes_in.get(), metrics.open_streams.get()), (3, 0));
+    }
+}

@@ -1,0 +1,170 @@
+//! HTTP for cURL, browsers, probes and Prometheus. [`ROUTES`] is the one list of what there is: the router is made from
+//! it, and a test holds the OpenAPI document against it.
+
+use std::{future::Future, sync::OnceLock, time::Duration};
+
+use ::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{MethodRouter, delete, get, head, post, put},
+};
+use cairn_proto::v1::ErrorCode;
+
+use super::{
+    Inner, SharedShell,
+    auth::{Right, authorize},
+    observe::RouteLabel,
+    serve::Connection,
+    status::Refusal,
+};
+use crate::{env::PeerIdentity, files::FileError};
+
+mod conditions;
+mod files;
+mod json;
+mod range;
+mod request;
+mod system;
+mod volumes;
+
+/// Something to ask for.
+struct Route {
+    method: Method,
+    /// As OpenAPI writes it; `{path}` stands for the rest of the address, slashes included.
+    path: &'static str,
+    /// The operation's id in the OpenAPI document, and its label in metrics.
+    id: &'static str,
+    right: Right,
+    handler: fn() -> MethodRouter<SharedShell>,
+}
+
+const FILE: &str = "/v1/volumes/{volume}/files/{path}";
+const FILES: &str = "/v1/volumes/{volume}/files";
+const VOLUME: &str = "/v1/volumes/{volume}";
+const VOLUMES: &str = "/v1/volumes";
+
+const ROUTES: &[Route] = &[
+    Route::new(Method::PUT, FILE, "putFile", Right::Use, || put(files::put)),
+    Route::new(Method::GET, FILE, "getFile", Right::Use, || get(files::get)),
+    Route::new(Method::HEAD, FILE, "headFile", Right::Use, || head(files::head)),
+    Route::new(Method::DELETE, FILE, "deleteFile", Right::Use, || delete(files::delete)),
+    Route::new(Method::GET, FILES, "listFiles", Right::Use, || get(files::list)),
+    Route::new(Method::GET, VOLUMES, "listVolumes", Right::Use, || get(volumes::list)),
+    Route::new(Method::POST, VOLUMES, "createVolume", Right::Use, || post(volumes::create)),
+    Route::new(Method::GET, VOLUME, "getVolume", Right::Use, || get(volumes::get)),
+    Route::new(Method::DELETE, VOLUME, "deleteVolume", Right::Use, || delete(volumes::delete)),
+    Route::new(Method::GET, "/v1/status", "status", Right::Use, || get(system::status)),
+    Route::new(Method::GET, "/healthz", "healthz", Right::Open, || get(system::healthz)),
+    Route::new(Method::GET, "/readyz", "readyz", Right::Open, || get(system::readyz)),
+    Route::new(Method::GET, "/metrics", "metrics", Right::Open, || get(system::metrics)),
+    Route::new(Method::GET, "/openapi.json", "openapi", Right::Open, || get(system::openapi)),
+];
+
+impl Route {
+    const fn new(
+        method: Method,
+        path: &'static str,
+        id: &'static str,
+        right: Right,
+        handler: fn() -> MethodRouter<SharedShell>,
+    ) -> Self {
+        Self { method, path, id, right, handler }
+    }
+}
+
+/// What handlers give.
+type Answer = Result<Response, Refusal>;
+
+pub(super) fn router(shell: &SharedShell) -> Router {
+    let mut router = Router::new();
+    for route in ROUTES {
+        let (id, right) = (route.id, route.right);
+        let handler = (route.handler)()
+            .layer(middleware::from_fn_with_state((shell.clone(), right), check_right))
+            .layer(middleware::map_response(move |mut response: Response| async move {
+                response.extensions_mut().insert(RouteLabel(id));
+                response
+            }));
+        if route.path == FILE {
+            // The router's wildcard does not match nothing; a file without a name deserves its own answer.
+            router = router.route(&format!("{FILES}/"), handler.clone());
+        }
+        router = router.route(&route.path.replace("{path}", "{*path}"), handler);
+    }
+    router.fallback(nothing_here).method_not_allowed_fallback(method_not_allowed).with_state(shell.clone())
+}
+
+async fn nothing_here(uri: Uri) -> Refusal {
+    let path: String = uri.path().chars().take(200).collect();
+    Refusal::new(ErrorCode::Unsupported, format!("there is nothing at {path:?}"))
+        .with_http(StatusCode::NOT_FOUND)
+}
+
+async fn method_not_allowed(method: Method, uri: Uri) -> Refusal {
+    let path: String = uri.path().chars().take(200).collect();
+    Refusal::new(ErrorCode::Unsupported, format!("{method} is not possible at {path:?}"))
+        .with_http(StatusCode::METHOD_NOT_ALLOWED)
+}
+
+/// The door: nothing behind it sees a request without the right.
+async fn check_right(
+    State((shell, right)): State<(SharedShell, Right)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let anonymous = PeerIdentity::Anonymous;
+    let peer = request.extensions().get::<Connection>().map_or(&anonymous, |connection| &connection.peer);
+    match authorize(right, peer, request.headers(), &shell.tokens) {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+impl Inner {
+    /// For everything that does not stream: HTTP has no deadlines of its own.
+    async fn within<T, E: Into<Refusal>>(
+        &self,
+        limit: Duration,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, Refusal> {
+        match self.env.timeout(limit, work).await {
+            Some(result) => result.map_err(Into::into),
+            None => Err(FileError::DeadlineExceeded.into()),
+        }
+    }
+}
+
+fn json_response(status: StatusCode, value: &serde_json::Value) -> Response {
+    let mut response = Response::new(Body::from(format!("{value}\n")));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// The header's only value as text; an error if there are several, or it is not ASCII.
+fn single<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> Result<Option<&'a str>, Refusal> {
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(Refusal::invalid(format!("the header {name} is there more than once")));
+    }
+    let text =
+        value.to_str().map_err(|_| Refusal::invalid(format!("the header {name} is not visible ASCII")))?;
+    Ok(Some(text.trim()))
+}
+
+/// The OpenAPI document of this version.
+pub fn openapi_document() -> &'static str {
+    static DOCUMENT: OnceLock<String> = OnceLock::new();
+    DOCUMENT.get_or_init(|| include_str!("http/openapi.json").replace("{version}", env!("CARGO_PKG_VERSION")))
+}
+
+#[cfg(test)]
+mod tests;
