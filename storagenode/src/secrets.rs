@@ -12,6 +12,8 @@
 //! | `tokens` | its name and SHA-256 | nodes (`CLIENT_TOKENS_FILE`) |
 //! | `kek` | the key-encryption key, base64 | nodes (`KEK_FILE`) |
 
+#![allow(clippy::disallowed_methods, clippy::disallowed_types)] // A tool for before a node's first start.
+
 use std::{
     fs, io,
     path::{Path, PathBuf},

@@ -19,7 +19,7 @@ struct NoNetwork;
 
 #[async_trait::async_trait]
 impl Network for NoNetwork {
-    async fn listen(&self, _: &str) -> io::Result<Arc<dyn Listener>> {
+    async fn listen(&self, _: &str, _: crate::env::Protocol) -> io::Result<Arc<dyn Listener>> {
         Err(io::ErrorKind::Unsupported.into())
     }
     async fn connect(&self, _: &str, _: &str) -> io::Result<Box<dyn Stream>> {
