@@ -23,11 +23,16 @@ use crate::{
     env::Env,
     files::{Gateway, SharedFiles},
     meta::{MetaError, RangeRead, SharedMeta, keys},
+    metrics::Metrics,
     replication::{peers::Peers, read::Reader, write::Writer},
     workers::{Repair, collect::Collector, remove::Remover, repair::RepairOptions},
 };
 
+mod measure;
+mod serve;
 mod status;
+
+pub use serve::{RunningNode, ServeError, ServeOptions, serve};
 
 /// What a node needs to know of itself.
 #[derive(Clone)]
@@ -110,6 +115,7 @@ pub struct Node {
     pub repair: Repair,
     pub peer: PeerService,
     pub cluster: Arc<status::ClusterStatus>,
+    pub metrics: Arc<Metrics>,
     options: NodeOptions,
     meta: SharedMeta,
     registration: Registration,
@@ -122,6 +128,8 @@ pub struct Node {
 impl Node {
     /// Starts everything but the servers.
     pub async fn start(env: Env, options: NodeOptions, meta: SharedMeta) -> Result<Self, StartError> {
+        let metrics = Arc::new(Metrics::default());
+        let meta: SharedMeta = Arc::new(measure::CountedMeta { inner: meta, metrics: metrics.clone() });
         let record = register::join_cluster(&env, &meta, &options.cluster, options.timings.join).await?;
         check_kek(&meta, &options.kek).await?;
         let store_options = StoreOptions {
@@ -190,6 +198,7 @@ impl Node {
             repair,
             peer,
             cluster: Arc::new(cluster),
+            metrics,
             options,
             meta,
             registration,
@@ -198,6 +207,7 @@ impl Node {
             tasks: TaskTracker::new(),
         };
         node.start_tasks(writer);
+        node.start_sampling();
         Ok(node)
     }
 
@@ -216,6 +226,7 @@ impl Node {
             view: self.view.clone(),
             collector: Collector::new(self.meta.clone(), writer, self.options.timings.collect_after_ticks),
             remover: Remover { meta: self.meta.clone() },
+            metrics: self.metrics.clone(),
         };
         let coordinator = Coordinator {
             env: self.env.clone(),
@@ -284,14 +295,16 @@ struct Housework {
     view: View,
     collector: Collector,
     remover: Remover,
+    metrics: Arc<Metrics>,
 }
 
 #[async_trait::async_trait]
 impl Housekeeping for Housework {
     async fn round(&self, term: &Term) {
         let state = self.view.current();
-        if let Err(error) = self.collector.round(term, &state).await {
-            tracing::warn!(%error, "could not collect deleted files");
+        match self.collector.round(term, &state).await {
+            Ok(collected) => _ = self.metrics.collected_generations.inc_by(collected as u64),
+            Err(error) => tracing::warn!(%error, "could not collect deleted files"),
         }
         if let Err(error) = self.remover.round(term, &state).await {
             tracing::warn!(%error, "could not remove deleted volumes");

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 pub fn built(name: &str) -> PathBuf {
     let running = std::env::current_exe().expect("a running program has a path");
     // Tests run in `ci/deps`, programs in `ci`.
-    let found = running.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.is_file());
+    let found =
+        running.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.is_file());
     found.unwrap_or_else(|| panic!("{name} is not built beside {}: run `make build`", running.display()))
 }

@@ -81,7 +81,11 @@ struct NoNetwork;
 
 #[async_trait]
 impl Network for NoNetwork {
-    async fn listen(&self, _address: &str, _: crate::env::Protocol) -> io::Result<std::sync::Arc<dyn Listener>> {
+    async fn listen(
+        &self,
+        _address: &str,
+        _: crate::env::Protocol,
+    ) -> io::Result<std::sync::Arc<dyn Listener>> {
         Err(io::ErrorKind::Unsupported.into())
     }
 

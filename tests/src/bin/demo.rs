@@ -197,7 +197,8 @@ fn edge_cases(folder: &Path) -> Result<PathBuf> {
 }
 
 fn sources() -> Result<(PathBuf, PathBuf)> {
-    let output = Command::new("rustc").args(["--print", "sysroot"]).output().context("rustc cannot be started")?;
+    let output =
+        Command::new("rustc").args(["--print", "sysroot"]).output().context("rustc cannot be started")?;
     let libraries = Path::new(String::from_utf8(output.stdout)?.trim()).join("lib");
     ensure!(libraries.is_dir(), "{} is missing: is the Rust toolchain installed?", libraries.display());
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
