@@ -1,0 +1,197 @@
+//! Which cluster is meant: options and environment, laid over a context.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use cairn_client::config::{self, ConfigFile, Context};
+use cairn_client::{Client, ClientConfig, Credentials, Pem};
+
+use crate::args::Common;
+use crate::failure::Failure;
+
+/// What was said about the cluster.
+pub struct Target {
+    context: Option<String>,
+    endpoints: Vec<String>,
+    ca_file: Option<PathBuf>,
+    token: Option<String>,
+    token_file: Option<PathBuf>,
+    server_name: Option<String>,
+    timeout: Option<Duration>,
+}
+
+impl Target {
+    pub fn new(common: &Common) -> Self {
+        // An empty variable is as good as none.
+        let filled = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        let file = |path: &Option<PathBuf>| path.clone().filter(|path| !path.as_os_str().is_empty());
+        Self {
+            context: filled(&common.context),
+            endpoints: common.endpoint.iter().filter(|text| !text.is_empty()).cloned().collect(),
+            ca_file: file(&common.ca_file),
+            token: std::env::var("CAIRN_TOKEN").ok().filter(|token| !token.is_empty()),
+            token_file: file(&common.token_file),
+            server_name: filled(&common.server_name),
+            timeout: common.timeout,
+        }
+    }
+
+    pub fn client(&self, parallel: usize) -> Result<Client, Failure> {
+        let path = config::default_path();
+        let file = match &path {
+            Ok(path) => ConfigFile::read(path)?,
+            Err(_) => ConfigFile::default(),
+        };
+        let path = path.unwrap_or_default();
+        let mut config = self.client_config(&file, &path)?;
+        config.parallel_transfers = parallel;
+        if let Some(timeout) = self.timeout {
+            config.limits.call_timeout = timeout;
+            config.limits.attempt_timeout = config.limits.attempt_timeout.min(timeout);
+            config.limits.connect_timeout = config.limits.connect_timeout.min(timeout);
+        }
+        Ok(Client::connect(config)?)
+    }
+
+    /// Options win over the context. A context's credentials are only ever shown to servers that its own CA vouches for.
+    fn client_config(&self, file: &ConfigFile, path: &Path) -> Result<ClientConfig, Failure> {
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let complete = self.ca_file.is_some() && !self.endpoints.is_empty();
+        let context = if complete && self.context.is_none() {
+            None
+        } else {
+            file.context(self.context.as_deref(), path)?
+        };
+        let mut config = match (context, &self.ca_file) {
+            (None, None) => return Err(no_cluster(file)),
+            (None, Some(ca)) => ClientConfig::new(Vec::<String>::new(), Pem::File(ca.clone())),
+            (Some(context), Some(ca)) => {
+                let mut config = ClientConfig::new(context.endpoints.clone(), Pem::File(ca.clone()));
+                config.server_name = context.server_name.clone();
+                config
+            }
+            (Some(context), None) => context.client_config(folder)?,
+        };
+        if !self.endpoints.is_empty() {
+            config.endpoints = self.endpoints.clone();
+        }
+        if self.server_name.is_some() {
+            config.server_name = self.server_name.clone();
+        }
+        match (&self.token, &self.token_file) {
+            (_, Some(token_file)) => config.credentials = Credentials::TokenFile(token_file.clone()),
+            (Some(token), None) => config.credentials = Credentials::Token(token.clone()),
+            (None, None) => {}
+        }
+        Ok(config)
+    }
+
+    /// The context that these options describe, for `context set`. Paths become absolute: they were meant from here.
+    pub fn describe(&self, name: String) -> Result<Context, Failure> {
+        let absolute = |path: &Option<PathBuf>| match path {
+            Some(path) => {
+                std::path::absolute(path).map(Some).map_err(|error| Failure::io(path.display(), &error))
+            }
+            None => Ok(None),
+        };
+        let token_file = absolute(&self.token_file)?;
+        let token = if token_file.is_none() { self.token.clone() } else { None };
+        Ok(Context {
+            name,
+            endpoints: self.endpoints.clone(),
+            ca_file: absolute(&self.ca_file)?,
+            token,
+            token_file,
+            server_name: self.server_name.clone(),
+            ..Context::default()
+        })
+    }
+
+    /// The context that is meant by name, if any.
+    pub fn context_name(&self) -> Option<&str> {
+        self.context.as_deref()
+    }
+}
+
+fn no_cluster(file: &ConfigFile) -> Failure {
+    if file.contexts.is_empty() {
+        return Failure::usage(
+            "it is not known which cluster is meant",
+            "give --endpoint and --ca-file (or CAIRN_ENDPOINT and CAIRN_CA_FILE), or write a context with `cairn context set`",
+        );
+    }
+    Failure::usage(
+        "there are several contexts and none is the current one",
+        "choose one with `cairn context use NAME`, or name one with --context",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target() -> Target {
+        Target {
+            context: None,
+            endpoints: vec![],
+            ca_file: None,
+            token: None,
+            token_file: None,
+            server_name: None,
+            timeout: None,
+        }
+    }
+
+    fn file() -> ConfigFile {
+        let context = |name: &str| Context {
+            name: name.into(),
+            endpoints: vec![format!("{name}:1")],
+            ca_file: Some("ca.crt".into()),
+            token: Some(format!("{name}-token")),
+            ..Context::default()
+        };
+        ConfigFile { current: Some("one".into()), contexts: vec![context("one"), context("two")] }
+    }
+
+    fn resolve(target: &Target) -> ClientConfig {
+        target.client_config(&file(), Path::new("/c/config.yaml")).unwrap()
+    }
+
+    #[test]
+    fn the_current_or_the_named_context_is_used() {
+        assert_eq!(resolve(&target()).endpoints, ["one:1"]);
+        let config = resolve(&Target { context: Some("two".into()), ..target() });
+        assert_eq!(config.endpoints, ["two:1"]);
+        assert!(matches!(&config.ca, Pem::File(path) if path == Path::new("/c/ca.crt")));
+        let missing = Target { context: Some("three".into()), ..target() };
+        let failure = missing.client_config(&file(), Path::new("/c/config.yaml")).unwrap_err();
+        assert_eq!(failure.exit as u8, 3);
+    }
+
+    #[test]
+    fn options_win_over_the_context() {
+        let config =
+            resolve(&Target { endpoints: vec!["x:1".into()], token: Some("mine".into()), ..target() });
+        assert_eq!(config.endpoints, ["x:1"]);
+        assert!(matches!(&config.credentials, Credentials::Token(token) if token == "mine"));
+        assert!(matches!(&config.ca, Pem::File(path) if path == Path::new("/c/ca.crt")));
+    }
+
+    #[test]
+    fn a_contexts_token_is_never_shown_to_servers_of_another_authority() {
+        for endpoints in [vec![], vec!["x:1".to_owned()]] {
+            let config = resolve(&Target { ca_file: Some("other.crt".into()), endpoints, ..target() });
+            assert!(matches!(config.credentials, Credentials::None));
+            assert!(matches!(&config.ca, Pem::File(path) if path == Path::new("other.crt")));
+        }
+    }
+
+    #[test]
+    fn without_any_context_endpoint_and_ca_are_enough() {
+        let empty = ConfigFile::default();
+        let both = Target { ca_file: Some("ca.crt".into()), endpoints: vec!["x:1".into()], ..target() };
+        assert_eq!(both.client_config(&empty, Path::new("")).unwrap().endpoints, ["x:1"]);
+        let failure = target().client_config(&empty, Path::new("")).unwrap_err();
+        assert!(failure.help.contains("CAIRN_ENDPOINT"));
+    }
+}

@@ -1,0 +1,285 @@
+//! Files of this machine: names on their way out, and downloads that appear whole or not at all, where they were meant
+//! to and nowhere else.
+
+use std::ffi::OsStr;
+use std::io::{self, Read, Write};
+use std::path::{Component, Path, PathBuf};
+
+use bytes::Bytes;
+use cairn_client::names::check_path;
+use futures::Stream;
+use tokio::fs::File;
+use tokio::sync::mpsc;
+
+use crate::failure::Failure;
+
+/// A local path, relative to its folder, as a path in a volume.
+pub fn to_remote(relative: &Path) -> Result<String, Failure> {
+    let mut parts = Vec::new();
+    for component in relative.components() {
+        match component {
+            Component::Normal(part) => parts.push(part.to_str().ok_or_else(not_utf8)?),
+            Component::CurDir => {}
+            _ => return Err(Failure::path("the path leads out of its folder", "give the folder itself")),
+        }
+    }
+    Ok(parts.join("/"))
+}
+
+/// A file name, as the last part of a path in a volume.
+pub fn name_to_remote(name: &OsStr) -> Result<&str, Failure> {
+    name.to_str().ok_or_else(not_utf8)
+}
+
+fn not_utf8() -> Failure {
+    Failure::path("the file name is not UTF-8, which names in Cairn are", "rename the file")
+}
+
+/// Whether a path ends in "/", which `Path` forgets.
+pub fn ends_in_slash(path: &Path) -> bool {
+    path.as_os_str().as_encoded_bytes().ends_with(b"/")
+}
+
+/// A download under way: a temporary file in the folder of its target, removed unless it is finished.
+pub struct Part {
+    pub file: File,
+    temporary: Temporary,
+    target: PathBuf,
+}
+
+struct Temporary(Option<PathBuf>);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if let Some(path) = self.0.take() {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+impl Part {
+    /// Begins a file below `folder`, creating folders on the way. `relative` may come from a hostile server.
+    pub async fn below(folder: &Path, relative: &str) -> Result<Self, Failure> {
+        check_path(relative).map_err(|problem| {
+            Failure::path(
+                format!("the server names a file that cannot be: {problem}"),
+                "nothing was written; report this",
+            )
+        })?;
+        let (folder, relative) = (folder.to_owned(), relative.to_owned());
+        blocking(move || {
+            let target = prepare_below(&folder, &relative)?;
+            Self::create(target)
+        })
+        .await
+    }
+
+    /// Begins the file that the user named, through links.
+    pub async fn exactly(target: &Path) -> Result<Self, Failure> {
+        let target = target.to_owned();
+        blocking(move || {
+            let target = match target.canonicalize() {
+                Ok(found) => found,
+                Err(_) => target,
+            };
+            if let Some(parent) = target.parent() {
+                std::fs::create_dir_all(parent)?;
+            }
+            Self::create(target)
+        })
+        .await
+    }
+
+    fn create(target: PathBuf) -> io::Result<Self> {
+        match std::fs::symlink_metadata(&target) {
+            Ok(there) if there.is_dir() => return Err(io::Error::other("a folder of this name is there")),
+            // Renaming would replace the device itself.
+            Ok(there) if !there.is_file() && !there.is_symlink() => {
+                return Err(io::Error::other("it is neither a file nor a folder"));
+            }
+            _ => {}
+        }
+        let temporary = target.with_file_name(format!(".cairn-{:016x}.part", rand::random::<u64>()));
+        let file = std::fs::OpenOptions::new().write(true).create_new(true).open(&temporary)?;
+        Ok(Self { file: File::from_std(file), temporary: Temporary(Some(temporary)), target })
+    }
+
+    /// The file is complete: it takes its name.
+    pub async fn finish(self) -> Result<(), Failure> {
+        let Self { file, mut temporary, target } = self;
+        drop(file);
+        let shown = target.clone();
+        let renamed = blocking(move || match temporary.0.take() {
+            Some(path) => std::fs::rename(&path, &target).inspect_err(|_| {
+                let _ = std::fs::remove_file(&path);
+            }),
+            None => Ok(()),
+        });
+        renamed.await.map_err(|failure| Failure {
+            cause: format!("{}: {}", shown.display(), failure.cause),
+            ..failure
+        })
+    }
+}
+
+/// Creates the folders between `folder` and the file, and refuses to go through links: a name from a server must not
+/// lead out of the folder.
+fn prepare_below(folder: &Path, relative: &str) -> io::Result<PathBuf> {
+    std::fs::create_dir_all(folder)?;
+    let mut path = folder.to_owned();
+    let mut parts: Vec<&str> = relative.split('/').collect();
+    let name = parts.pop().unwrap_or_default();
+    for part in parts {
+        path.push(part);
+        match std::fs::symlink_metadata(&path) {
+            Ok(there) if there.is_dir() => {}
+            Ok(there) if there.is_symlink() => {
+                return Err(io::Error::other(format!(
+                    "{} is a symbolic link, which is not followed",
+                    path.display()
+                )));
+            }
+            Ok(_) => {
+                return Err(io::Error::other(format!("{} is a file, and must be a folder", path.display())));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match std::fs::create_dir(&path) {
+                // Another download was faster.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                outcome => outcome?,
+            },
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(path.join(name))
+}
+
+/// Standard input, piece by piece. Read by a thread that nobody waits for: a terminal may never say another word.
+pub fn standard_input() -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    const PIECE_BYTES: u64 = 256 << 10;
+    let (sender, receiver) = mpsc::channel(2);
+    std::thread::spawn(move || {
+        let mut input = io::stdin().lock();
+        loop {
+            let mut piece = Vec::new();
+            let outcome = input.by_ref().take(PIECE_BYTES).read_to_end(&mut piece);
+            let (next, last) = match outcome {
+                Ok(0) => return,
+                Ok(_) => (Ok(Bytes::from(piece)), false),
+                Err(error) => (Err(error), true),
+            };
+            if sender.blocking_send(next).is_err() || last {
+                return;
+            }
+        }
+    });
+    futures::stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) })
+}
+
+/// Writes to standard output, which may be as slow as its reader.
+pub async fn to_standard_output(piece: Bytes) -> Result<(), Failure> {
+    blocking(move || {
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(&piece)?;
+        stdout.flush()
+    })
+    .await
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, Failure> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => outcome.map_err(|error| Failure::io("cannot write", &error)),
+        Err(error) => Err(Failure::local(format!("cannot write: {error}"), "try again")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    async fn write(folder: &Path, relative: &str, content: &str) -> Result<(), Failure> {
+        let mut part = Part::below(folder, relative).await?;
+        part.file.write_all(content.as_bytes()).await.unwrap();
+        part.file.flush().await.unwrap();
+        part.finish().await
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[tokio::test]
+    async fn files_appear_whole_with_their_folders() {
+        let root = tempfile::tempdir().unwrap();
+        let back = root.path().join("new/back");
+        write(&back, "a/b/c", "first").await.unwrap();
+        write(&back, "a/b/c", "second").await.unwrap();
+        assert_eq!(std::fs::read_to_string(back.join("a/b/c")).unwrap(), "second");
+        let half = Part::below(&back, "a/b/half").await.unwrap();
+        assert_eq!(names(&back.join("a/b")).len(), 2);
+        drop(half);
+        assert_eq!(names(&back.join("a/b")), ["c"], "a broken download leaves nothing");
+    }
+
+    #[tokio::test]
+    async fn nothing_leaves_the_folder() {
+        let root = tempfile::tempdir().unwrap();
+        let back = root.path().join("back");
+        for hostile in ["../x", "/etc/x", "a/../../x", "a//x", "", ".", "a/", "a\0b"] {
+            assert!(write(&back, hostile, "x").await.is_err(), "{hostile:?}");
+        }
+        let outside = root.path().join("outside");
+        std::fs::create_dir_all(&outside).unwrap();
+        std::fs::create_dir_all(&back).unwrap();
+        std::os::unix::fs::symlink(&outside, back.join("link")).unwrap();
+        let failure = write(&back, "link/x", "x").await.unwrap_err();
+        assert!(failure.cause.contains("symbolic link"), "{failure:?}");
+        assert_eq!(names(&outside).len(), 0);
+        // A link in the place of the file itself is replaced, not followed.
+        std::os::unix::fs::symlink(outside.join("x"), back.join("file")).unwrap();
+        write(&back, "file", "x").await.unwrap();
+        assert_eq!(names(&outside).len(), 0);
+        assert!(std::fs::symlink_metadata(back.join("file")).unwrap().is_file());
+    }
+
+    #[tokio::test]
+    async fn files_and_folders_of_one_name_do_not_mix() {
+        let root = tempfile::tempdir().unwrap();
+        write(root.path(), "a", "x").await.unwrap();
+        assert!(write(root.path(), "a/b", "x").await.unwrap_err().cause.contains("must be a folder"));
+        write(root.path(), "c/d", "x").await.unwrap();
+        assert!(write(root.path(), "c", "x").await.unwrap_err().cause.contains("folder of this name"));
+        assert!(Part::exactly(Path::new("/dev/null")).await.is_err(), "a device is not replaced");
+    }
+
+    #[test]
+    fn local_names_become_remote_ones() {
+        use std::os::unix::ffi::OsStrExt;
+        assert_eq!(to_remote(Path::new("a/ü b/c")).unwrap(), "a/ü b/c");
+        assert_eq!(to_remote(Path::new("./a")).unwrap(), "a");
+        assert!(to_remote(Path::new("../a")).is_err());
+        assert_eq!(to_remote(Path::new(OsStr::from_bytes(b"a/\xff"))).unwrap_err().code, "INVALID_PATH");
+        assert!(ends_in_slash(Path::new("back/")) && !ends_in_slash(Path::new("back")));
+    }
+
+    proptest! {
+        #[test]
+        fn no_name_leads_out(relative in "(\\.\\.|\\.|[a-c\\\\ ]{1,2}|/|\0){1,8}") {
+            let root = tempfile::tempdir().unwrap();
+            let back = root.path().join("back");
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let written = runtime.block_on(write(&back, &relative, "x")).is_ok();
+            prop_assert!(names(root.path()).iter().all(|name| name == "back"));
+            prop_assert_eq!(written, check_path(&relative).is_ok());
+        }
+    }
+}

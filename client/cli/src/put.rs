@@ -1,0 +1,247 @@
+//! `cairn put`: files and folders of this machine, into a volume.
+
+use std::path::{Path, PathBuf};
+
+use cairn_client::{Client, Condition, Counter, UploadOptions};
+use walkdir::{DirEntry, WalkDir};
+
+use crate::address::Address;
+use crate::args::Put;
+use crate::failure::{Exit, Failure};
+use crate::local::{name_to_remote, standard_input, to_remote};
+use crate::output::Output;
+use crate::transfer::{Finder, Found, Transfer, queue};
+
+/// One file to upload.
+struct Upload {
+    /// `None` is standard input.
+    local: Option<PathBuf>,
+    path: String,
+}
+
+/// One argument, and where it goes.
+#[derive(Debug, PartialEq, Eq)]
+enum Source {
+    StandardInput {
+        path: String,
+    },
+    File {
+        local: PathBuf,
+        path: String,
+    },
+    /// Everything below `local`, each under its name there after `prefix`.
+    Folder {
+        local: PathBuf,
+        prefix: String,
+    },
+}
+
+pub async fn run(client: &Client, put: Put, output: &Output) -> Result<Exit, Failure> {
+    let Put { sources, target, if_absent, if_match, content_type, jobs } = put;
+    let sources: Vec<Source> =
+        sources.iter().map(|local| plan(local, &target, sources.len())).collect::<Result<_, _>>()?;
+    let single = matches!(sources[..], [Source::File { .. } | Source::StandardInput { .. }]);
+    let condition = match (if_absent, if_match) {
+        (_, Some(_)) if !single => {
+            return Err(Failure::usage("--if-match is for a single file", "upload the files one by one"));
+        }
+        (_, Some(etag)) => Condition::IfMatch(etag),
+        (true, None) => Condition::IfAbsent,
+        (false, None) => Condition::Always,
+    };
+    let counter = Counter::default();
+    let options = UploadOptions {
+        condition,
+        content_type: content_type.unwrap_or_default(),
+        counter: Some(counter.clone()),
+        ..UploadOptions::default()
+    };
+    let (finder, found) = queue();
+    tokio::task::spawn_blocking(move || find(sources, &finder));
+    let transfer = Transfer { output, jobs: jobs.get(), verb: "uploaded", single, counter, has_bytes: true };
+    let summary = transfer
+        .run(found, |upload: Upload| {
+            let (client, options, volume) = (client.clone(), options.clone(), target.volume.clone());
+            async move {
+                let Upload { local, path } = upload;
+                let stored = match local {
+                    Some(local) => client.upload_file(&volume, &path, options, local).await?,
+                    None => client.upload_stream(&volume, &path, options, None, standard_input()).await?,
+                };
+                Ok(stored.size_bytes)
+            }
+        })
+        .await;
+    transfer.conclude(summary)
+}
+
+/// Says where an argument goes; fails for the whole command if it is not there.
+fn plan(local: &Path, target: &Address, count: usize) -> Result<Source, Failure> {
+    if count > 1 && !target.is_folder {
+        return Err(Failure::usage(
+            format!("several files cannot all become {target}"),
+            format!("end it with \"/\" to put them below it: {target}/"),
+        ));
+    }
+    if local == Path::new("-") {
+        if target.is_folder {
+            let help = format!("say how to name it: {}/{}NAME", target.volume, target.prefix());
+            return Err(Failure::usage("standard input has no name", help));
+        }
+        return Ok(Source::StandardInput { path: target.path.clone() });
+    }
+    let cannot_read = |error: std::io::Error| Failure::io(format!("cannot read {}", local.display()), &error);
+    let metadata = std::fs::metadata(local).map_err(cannot_read)?;
+    let own_name = local.file_name().map(name_to_remote).transpose()?;
+    let below = |name: &str| format!("{}{name}", target.prefix());
+    if metadata.is_dir() {
+        let prefix = match own_name {
+            Some(name) if target.is_folder => format!("{}/", below(name)),
+            // "." and ".." have no name of their own.
+            _ => target.prefix(),
+        };
+        return Ok(Source::Folder { local: local.to_owned(), prefix });
+    }
+    if !metadata.is_file() {
+        let cause = format!("{} is neither a file nor a folder", local.display());
+        return Err(Failure::local(cause, "pipe its content: cairn put - VOLUME/PATH"));
+    }
+    let path = match own_name {
+        Some(name) if target.is_folder => below(name),
+        _ => target.path.clone(),
+    };
+    Ok(Source::File { local: local.to_owned(), path })
+}
+
+/// Looks through all sources. Ends early when nobody listens any more.
+fn find(sources: Vec<Source>, finder: &Finder<Upload>) {
+    for source in sources {
+        match source {
+            Source::StandardInput { path } => {
+                let task = Upload { local: None, path };
+                let _ = finder.blocking_send(Found::File { path: "-".to_owned(), size_bytes: None, task });
+            }
+            Source::File { local, path } => {
+                let size_bytes = std::fs::metadata(&local).ok().map(|metadata| metadata.len());
+                let task = Upload { local: Some(local.clone()), path };
+                let _ =
+                    finder.blocking_send(Found::File { path: local.display().to_string(), size_bytes, task });
+            }
+            Source::Folder { local, prefix } => {
+                for entry in WalkDir::new(&local).follow_links(false).sort_by_file_name() {
+                    let Some(found) = look_at(entry, &local, &prefix) else { continue };
+                    if finder.blocking_send(found).is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What an entry of a folder means; `None` for folders, which are not stored.
+fn look_at(entry: walkdir::Result<DirEntry>, folder: &Path, prefix: &str) -> Option<Found<Upload>> {
+    let entry = match entry {
+        Ok(entry) => entry,
+        Err(error) => {
+            let path = error.path().unwrap_or(folder).display().to_string();
+            let failure = match error.io_error() {
+                Some(error) => Failure::io("cannot read", error),
+                None => Failure::local(error.to_string(), "check the folder"),
+            };
+            return Some(Found::Failed { path, failure });
+        }
+    };
+    let path = entry.path().display().to_string();
+    let kind = entry.file_type();
+    if kind.is_dir() {
+        return None;
+    }
+    if kind.is_symlink() {
+        return Some(Found::Skipped { path, reason: "it is a symbolic link" });
+    }
+    if !kind.is_file() {
+        return Some(Found::Skipped { path, reason: "it is neither a file nor a folder" });
+    }
+    let relative = entry.path().strip_prefix(folder).unwrap_or(entry.path());
+    let remote = match to_remote(relative) {
+        Ok(relative) => format!("{prefix}{relative}"),
+        Err(failure) => return Some(Found::Failed { path, failure }),
+    };
+    if let Err(problem) = cairn_client::names::check_path(&remote) {
+        let failure = Failure::path(problem.to_string(), "rename the file, or choose a shorter path");
+        return Some(Found::Failed { path, failure });
+    }
+    let size_bytes = entry.metadata().ok().map(|metadata| metadata.len());
+    Some(Found::File { path, size_bytes, task: Upload { local: Some(entry.into_path()), path: remote } })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::*;
+
+    fn address(text: &str) -> Address {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn files_and_folders_go_where_the_help_says() {
+        let root = tempfile::tempdir().unwrap();
+        let (file, folder) = (root.path().join("a.txt"), root.path().join("photos"));
+        std::fs::write(&file, "x").unwrap();
+        std::fs::create_dir(&folder).unwrap();
+        for (target, path) in [
+            ("files", "a.txt"),
+            ("files/", "a.txt"),
+            ("files/notes/", "notes/a.txt"),
+            ("files/notes/b", "notes/b"),
+        ] {
+            let want = Source::File { local: file.clone(), path: path.into() };
+            assert_eq!(plan(&file, &address(target), 1).unwrap(), want, "{target}");
+        }
+        for (target, prefix) in [("files", "photos/"), ("files/p", "p/"), ("files/p/", "p/photos/")] {
+            let want = Source::Folder { local: folder.clone(), prefix: prefix.into() };
+            assert_eq!(plan(&folder, &address(target), 1).unwrap(), want, "{target}");
+        }
+        let dot = plan(&folder.join(".."), &address("files"), 1).unwrap();
+        assert!(matches!(dot, Source::Folder { prefix, .. } if prefix.is_empty()));
+        assert_eq!(plan(&file, &address("files/x"), 2).unwrap_err().exit, Exit::Usage);
+        assert_eq!(plan(Path::new("-"), &address("files"), 1).unwrap_err().exit, Exit::Usage);
+        assert!(
+            plan(&root.path().join("missing"), &address("files"), 1).unwrap_err().cause.contains("missing")
+        );
+    }
+
+    #[test]
+    fn a_folder_is_searched_and_what_cannot_be_stored_is_said() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path();
+        std::fs::create_dir_all(folder.join("a/empty")).unwrap();
+        std::fs::write(folder.join("a/one"), "1").unwrap();
+        std::fs::write(folder.join("two ü"), "22").unwrap();
+        std::fs::write(folder.join(std::ffi::OsStr::from_bytes(b"bad\xff")), "x").unwrap();
+        std::os::unix::fs::symlink("a", folder.join("link")).unwrap();
+        let (finder, mut found) = queue();
+        find(vec![Source::Folder { local: folder.to_owned(), prefix: "p/".into() }], &finder);
+        drop(finder);
+        let (mut files, mut failed, mut skipped) = (vec![], 0, 0);
+        while let Some(found) = found.blocking_recv() {
+            match found {
+                Found::File { task, size_bytes, .. } => files.push((task.path, size_bytes.unwrap())),
+                Found::Failed { failure, .. } => {
+                    assert_eq!(failure.code, "INVALID_PATH");
+                    failed += 1;
+                }
+                Found::Skipped { path, .. } => {
+                    assert!(path.ends_with("link"));
+                    skipped += 1;
+                }
+                Found::Broken(failure) => panic!("{failure:?}"),
+            }
+        }
+        assert_eq!(files, [("p/a/one".to_owned(), 1), ("p/two ü".to_owned(), 2)]);
+        assert_eq!((failed, skipped), (1, 1));
+    }
+}

@@ -1,0 +1,257 @@
+//! `cairn status`, and `cairn node stop|start`.
+
+use std::time::{Duration, Instant};
+
+use cairn_client::{Client, NodeState, StatusResponse};
+use indicatif::ProgressBar;
+use serde::Serialize;
+
+use crate::args::Status;
+use crate::failure::{Exit, Failure};
+use crate::output::{Output, count, shown, size, table};
+
+const DEFAULT_WAIT: Duration = Duration::from_secs(600);
+const POLL: Duration = Duration::from_millis(500);
+
+#[derive(Serialize)]
+struct Document {
+    cluster: String,
+    cluster_id: String,
+    settled: bool,
+    placement_groups: GroupsDocument,
+    nodes: Vec<NodeDocument>,
+    coordinator: String,
+    answered_by: String,
+    map_generation: u64,
+    intent_generation: u64,
+    collecting: u64,
+}
+
+#[derive(Serialize)]
+struct GroupsDocument {
+    total: u32,
+    settled: u32,
+    degraded: u32,
+    unavailable: u32,
+}
+
+#[derive(Serialize)]
+struct NodeDocument {
+    name: String,
+    zone: String,
+    address: String,
+    state: &'static str,
+    capacity_bytes: u64,
+    used_bytes: u64,
+    chunks: u64,
+    placement_groups: u32,
+    settled_placement_groups: u32,
+    version: String,
+}
+
+pub async fn run(
+    client: &Client,
+    status: Status,
+    timeout: Option<Duration>,
+    output: &Output,
+) -> Result<Exit, Failure> {
+    let Status { wait_settled } = status;
+    let found = if wait_settled {
+        wait(client, timeout.unwrap_or(DEFAULT_WAIT), output).await?
+    } else {
+        client.status().await?
+    };
+    output.answer(&document(&found), || describe(&found));
+    Ok(Exit::Ok)
+}
+
+/// Asks again and again until everything is settled. A node that does not answer meanwhile is no reason to give up.
+async fn wait(client: &Client, limit: Duration, output: &Output) -> Result<StatusResponse, Failure> {
+    let bar = output.shows_progress().then(ProgressBar::new_spinner);
+    let deadline = Instant::now() + limit;
+    loop {
+        let why = match client.status().await {
+            Ok(found) if is_settled(&found) => {
+                if let Some(bar) = bar {
+                    bar.finish_and_clear();
+                }
+                return Ok(found);
+            }
+            Ok(found) => summary(&found),
+            Err(error) if error.is_transient() => error.to_string(),
+            Err(error) => return Err(error.into()),
+        };
+        if Instant::now() + POLL > deadline {
+            return Err(Failure::unavailable(
+                format!("not settled after {} s: {why}", limit.as_secs()),
+                "see `cairn status` for nodes that are down, and wait longer with --timeout",
+            ));
+        }
+        if let Some(bar) = &bar {
+            bar.set_message(shown(&why));
+            bar.tick();
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Every placement group has all its nodes, and each of them holds everything.
+fn is_settled(status: &StatusResponse) -> bool {
+    status.placement_groups > 0
+        && status.settled == status.placement_groups
+        && status.degraded == 0
+        && status.unavailable == 0
+}
+
+fn summary(status: &StatusResponse) -> String {
+    let mut text =
+        format!("{} of {} settled", status.settled, count(status.placement_groups.into(), "placement group"));
+    if status.degraded > 0 {
+        text += &format!(", {} degraded", status.degraded);
+    }
+    if status.unavailable > 0 {
+        text += &format!(", {} unavailable", status.unavailable);
+    }
+    text
+}
+
+fn describe(status: &StatusResponse) -> String {
+    let titles = ["NODE", "ZONE", "STATE", "USED", "CAPACITY", "CHUNKS", "GROUPS", "SETTLED", "ADDRESS"];
+    let rows = status.nodes.iter().map(|node| {
+        vec![
+            shown(&node.name),
+            shown(&node.zone),
+            state_name(node.state()).to_owned(),
+            size(node.used_bytes),
+            size(node.capacity_bytes),
+            node.chunks.to_string(),
+            node.placement_groups.to_string(),
+            node.settled_placement_groups.to_string(),
+            shown(&node.address),
+        ]
+    });
+    let rows: Vec<Vec<String>> = std::iter::once(titles.map(str::to_owned).to_vec()).chain(rows).collect();
+    let health = match (is_settled(status), status.unavailable) {
+        (true, _) => "settled: everything has all its copies",
+        (false, 0) => "everything can be read; copies are missing or not yet compared",
+        (false, _) => "some files cannot be read now",
+    };
+    let live = status.nodes.iter().filter(|node| node.state() == NodeState::NodeLive).count();
+    let mut text = format!(
+        "cluster {}: {live} of {} live; {}\n{health}\n\n{}",
+        shown(&status.cluster),
+        count(status.nodes.len() as u64, "node"),
+        summary(status),
+        table(&rows, &[3, 4, 5, 6, 7])
+    );
+    if status.collecting > 0 {
+        text +=
+            &format!("\n{} wait to be removed from the disks\n", count(status.collecting, "deleted file"));
+    }
+    text
+}
+
+fn document(status: &StatusResponse) -> Document {
+    let nodes = status.nodes.iter().map(|node| NodeDocument {
+        name: node.name.clone(),
+        zone: node.zone.clone(),
+        address: node.address.clone(),
+        state: state_name(node.state()),
+        capacity_bytes: node.capacity_bytes,
+        used_bytes: node.used_bytes,
+        chunks: node.chunks,
+        placement_groups: node.placement_groups,
+        settled_placement_groups: node.settled_placement_groups,
+        version: node.version.clone(),
+    });
+    Document {
+        cluster: status.cluster.clone(),
+        cluster_id: status.cluster_id.clone(),
+        settled: is_settled(status),
+        placement_groups: GroupsDocument {
+            total: status.placement_groups,
+            settled: status.settled,
+            degraded: status.degraded,
+            unavailable: status.unavailable,
+        },
+        nodes: nodes.collect(),
+        coordinator: status.coordinator.clone(),
+        answered_by: status.answered_by.clone(),
+        map_generation: status.map_generation,
+        intent_generation: status.intent_generation,
+        collecting: status.collecting,
+    }
+}
+
+fn state_name(state: NodeState) -> &'static str {
+    match state {
+        NodeState::NodeLive => "live",
+        NodeState::NodeDown => "down",
+        NodeState::NodeExpected => "expected",
+        NodeState::Unspecified => "unknown",
+    }
+}
+
+#[derive(Serialize)]
+struct NodeDone<'a> {
+    node: &'a str,
+    done: &'static str,
+}
+
+pub async fn stop(client: &Client, name: &str, output: &Output) -> Result<Exit, Failure> {
+    client.stop_node(name).await?;
+    output.done(&NodeDone { node: name, done: "stopped" }, || {
+        format!("stopped {name}, as if it had lost power\n")
+    });
+    Ok(Exit::Ok)
+}
+
+pub async fn start(client: &Client, name: &str, output: &Output) -> Result<Exit, Failure> {
+    client.start_node(name).await?;
+    output.done(&NodeDone { node: name, done: "started" }, || format!("started {name}\n"));
+    Ok(Exit::Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use cairn_client::NodeStatus;
+
+    use super::*;
+
+    fn status(settled: u32, degraded: u32, unavailable: u32) -> StatusResponse {
+        let node = |name: &str, state: NodeState| NodeStatus {
+            name: name.into(),
+            zone: "a".into(),
+            state: state.into(),
+            ..NodeStatus::default()
+        };
+        StatusResponse {
+            cluster: "demo".into(),
+            placement_groups: 128,
+            settled,
+            degraded,
+            unavailable,
+            nodes: vec![node("n1", NodeState::NodeLive), node("n2", NodeState::NodeDown)],
+            ..StatusResponse::default()
+        }
+    }
+
+    #[test]
+    fn settled_means_all_of_it() {
+        assert!(is_settled(&status(128, 0, 0)));
+        assert!(!is_settled(&status(127, 1, 0)));
+        assert!(!is_settled(&status(127, 0, 1)));
+        assert!(!is_settled(&StatusResponse::default()), "a cluster without a map is not settled");
+    }
+
+    #[test]
+    fn the_text_says_how_it_is() {
+        let text = describe(&status(100, 28, 0));
+        assert!(text.starts_with(
+            "cluster demo: 1 of 2 nodes live; 100 of 128 placement groups settled, 28 degraded\n"
+        ));
+        assert!(text.contains("n2") && text.contains("down"));
+        assert!(describe(&status(128, 0, 0)).contains("everything has all its copies"));
+        assert!(describe(&status(0, 1, 2)).contains("cannot be read"));
+    }
+}
