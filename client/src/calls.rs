@@ -185,26 +185,16 @@ impl Client {
     /// Drops a node of a local cluster without warning.
     pub async fn stop_node(&self, name: &str) -> Result<()> {
         let message = wire::StopNodeRequest { name: name.to_owned() };
-        self.unary(
-            Repeat::Safe,
-            message,
-            |node, request| async move { local(&node).stop_node(request).await },
-        )
-        .await
-        .map_err(explain_local)?;
+        let call = |node: Arc<Node>, request| async move { local(&node).stop_node(request).await };
+        self.unary_at(self.supervisor(), Repeat::Safe, message, call).await.map_err(explain_local)?;
         Ok(())
     }
 
     /// Starts a node of a local cluster again.
     pub async fn start_node(&self, name: &str) -> Result<()> {
         let message = wire::StartNodeRequest { name: name.to_owned() };
-        self.unary(
-            Repeat::Safe,
-            message,
-            |node, request| async move { local(&node).start_node(request).await },
-        )
-        .await
-        .map_err(explain_local)?;
+        let call = |node: Arc<Node>, request| async move { local(&node).start_node(request).await };
+        self.unary_at(self.supervisor(), Repeat::Safe, message, call).await.map_err(explain_local)?;
         Ok(())
     }
 }

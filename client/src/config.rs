@@ -53,6 +53,9 @@ pub struct Context {
     pub key_file: Option<PathBuf>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_name: Option<String>,
+    /// Where nodes can be stopped and started: only clusters run by `cairn-operator local` have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub supervisor: Option<String>,
 }
 
 impl fmt::Debug for Context {
@@ -193,6 +196,7 @@ impl Context {
         let mut config = ClientConfig::new(self.endpoints.iter().cloned(), ca);
         config.credentials = self.credentials(folder)?;
         config.server_name = self.server_name.clone();
+        config.supervisor = self.supervisor.clone();
         Ok(config)
     }
 

@@ -66,6 +66,8 @@ pub struct Client {
 
 struct Shared {
     pool: Pool,
+    /// Of one: the supervisor.
+    supervisor: Option<Pool>,
     limits: Limits,
     credentials: Credentials,
     /// The header made from a token file, and when.
@@ -78,8 +80,12 @@ impl Client {
     /// Must be called on a Tokio runtime.
     pub fn connect(config: ClientConfig) -> Result<Self> {
         let pool = Pool::new(&config)?;
+        let supervisor = config.supervisor.clone().map(|address| {
+            Pool::new(&ClientConfig { endpoints: vec![address], ..config.clone() })
+        });
+        let supervisor = supervisor.transpose()?;
         let ClientConfig { limits, credentials, .. } = config;
-        let client = Self { shared: Arc::new(Shared { pool, limits, credentials, token: Mutex::new(None) }) };
+        let client = Self { shared: Arc::new(Shared { pool, supervisor, limits, credentials, token: Mutex::new(None) }) };
         // A token that cannot be read is found out now rather than at the first call.
         client.authorization()?;
         Ok(client)
@@ -87,6 +93,11 @@ impl Client {
 
     pub(crate) fn pool(&self) -> &Pool {
         &self.shared.pool
+    }
+
+    /// Who can stop and start nodes; where nobody can, the nodes say so.
+    pub(crate) fn supervisor(&self) -> &Pool {
+        self.shared.supervisor.as_ref().unwrap_or(&self.shared.pool)
     }
 
     pub(crate) fn limits(&self) -> &Limits {
@@ -115,7 +126,16 @@ impl Client {
         F: Fn(Arc<Node>, tonic::Request<M>) -> Fut,
         Fut: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     {
-        retry::run(self.pool(), self.limits(), repeat, |node| {
+        self.unary_at(self.pool(), repeat, message, call).await
+    }
+
+    pub(crate) async fn unary_at<M, T, F, Fut>(&self, pool: &Pool, repeat: Repeat, message: M, call: F) -> Result<T>
+    where
+        M: Clone,
+        F: Fn(Arc<Node>, tonic::Request<M>) -> Fut,
+        Fut: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    {
+        retry::run(pool, self.limits(), repeat, |node| {
             let request = self.request(message.clone());
             let call = &call;
             async move {

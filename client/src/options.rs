@@ -86,6 +86,8 @@ pub struct ClientConfig {
     pub ca: Pem,
     /// The name that the nodes' certificates must have, if it is not the endpoint's host: needed through a tunnel.
     pub server_name: Option<String>,
+    /// The supervisor of a cluster run by `cairn-operator local`, written like an endpoint: it stops and starts nodes.
+    pub supervisor: Option<String>,
     pub credentials: Credentials,
     pub limits: Limits,
     /// Transfers that run at the same time, about: with many, each gets a smaller window, so that memory stays bounded.
@@ -98,6 +100,7 @@ impl ClientConfig {
             endpoints: endpoints.into_iter().map(Into::into).collect(),
             ca,
             server_name: None,
+            supervisor: None,
             credentials: Credentials::None,
             limits: Limits::default(),
             parallel_transfers: 8,

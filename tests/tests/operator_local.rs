@@ -1,0 +1,311 @@
+//! `cairn-operator local` as people run it: a process, manifests, a folder.
+
+use std::{
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use cairn_client::{Client, DownloadOptions, ErrorCode, NodeState, UploadOptions, config::ConfigFile};
+use cairn_tests::{
+    etcd::disk_folder,
+    process::{Output, Process, Spec, poll, run},
+    programs,
+};
+use serde_json::Value;
+
+/// Starts are fast; the machine may be busy.
+const READY_LIMIT: Duration = Duration::from_secs(120);
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+const SETTLE_LIMIT: Duration = Duration::from_secs(180);
+
+const CLUSTER: &str = "\
+apiVersion: cairn.storage/v1alpha1
+kind: StorageCluster
+metadata: {name: desk}
+spec:
+  pools:
+  - name: main
+    zones: [{name: a}, {name: b}, {name: c}]
+    storage: {size: 2Gi}
+";
+
+const VOLUME: &str = "\
+apiVersion: cairn.storage/v1alpha1
+kind: Volume
+metadata: {name: files}
+spec: {clusterRef: {name: desk}, copies: 3}
+";
+
+/// A folder for manifests, data and logs of one test.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::Builder::new().prefix("local-").tempdir_in(disk_folder().unwrap()).unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        std::fs::write(self.path(name), text).unwrap();
+        self.path(name)
+    }
+
+    fn spec(&self, manifests: &[&Path]) -> Spec {
+        let mut spec = Spec::new("cairn-operator", programs::built("cairn-operator")).arg("local");
+        for manifest in manifests {
+            spec = spec.arg("-f").arg(manifest);
+        }
+        spec.arg("--data-dir").arg(self.path("data")).args(["--base-port", "0"])
+    }
+
+    /// Starts the cluster and waits until it is ready.
+    fn start(&self, manifests: &[&Path]) -> Running {
+        let (ready, log) = (self.path("ready.json"), self.path("log"));
+        let spec = self.spec(manifests).arg("--ready-file").arg(&ready).log(&log);
+        let process = spec.spawn().unwrap();
+        poll(READY_LIMIT, Duration::from_millis(50), || (ready.exists() || process.exited().is_some()).then_some(()));
+        assert!(ready.exists(), "the cluster is not ready:\n{}", process.log_tail(40));
+        let guide = serde_json::from_slice(&std::fs::read(ready).unwrap()).unwrap();
+        Running { process, guide }
+    }
+
+    /// Starts what must not start; its exit code and what it said.
+    fn refused(&self, manifests: &[&Path]) -> (i32, String) {
+        // `run` tells only whether it was a success: a shell adds the code.
+        let program = programs::built("cairn-operator");
+        let files: Vec<String> = manifests.iter().map(|path| format!("-f '{}'", path.display())).collect();
+        let (program, files) = (program.display(), files.join(" "));
+        let line = format!("'{program}' local {files} --data-dir '{}' --base-port 0; echo code=$?", self.path("data").display());
+        let Output { stdout, stderr, .. } = run(Spec::new("sh", "/bin/sh").args(["-c", &line]), None, STOP_LIMIT).unwrap();
+        let code = stdout.trim().rsplit_once("code=").and_then(|(_, code)| code.parse().ok());
+        (code.unwrap_or_else(|| panic!("no exit code in {stdout}\n{stderr}")), stderr)
+    }
+}
+
+struct Running {
+    process: Process,
+    guide: Value,
+}
+
+impl Running {
+    /// As `cairn` does: by the file of contexts.
+    fn client(&self) -> Client {
+        let path = PathBuf::from(self.guide["contexts"].as_str().unwrap());
+        let file = ConfigFile::read(&path).unwrap();
+        let context = file.context(None, &path).unwrap().expect("there is a current context");
+        Client::connect(context.client_config(path.parent().unwrap()).unwrap()).unwrap()
+    }
+
+    fn node_names(&self) -> Vec<String> {
+        let nodes = self.guide["nodes"].as_array().unwrap();
+        nodes.iter().map(|node| node["name"].as_str().unwrap().to_owned()).collect()
+    }
+
+    fn stop(self) {
+        let status = self.process.terminate(STOP_LIMIT);
+        assert_eq!(status.code(), Some(0), "{}", self.process.log_tail(40));
+    }
+}
+
+/// Content that differs from place to place.
+fn content(length: usize) -> Vec<u8> {
+    (0..length).map(|index| (index * 7 + index / 251) as u8).collect()
+}
+
+async fn put(client: &Client, path: &str, length: usize) {
+    let uploaded = client.upload_bytes("files", path, UploadOptions::default(), content(length).into()).await;
+    let info = uploaded.unwrap_or_else(|error| panic!("{path}: {error}"));
+    assert_eq!(info.size_bytes, length as u64);
+}
+
+async fn check(client: &Client, path: &str, length: usize) {
+    let download = client.download("files", path, DownloadOptions::default()).await;
+    let bytes = download.unwrap_or_else(|error| panic!("{path}: {error}")).bytes(64 << 20).await.unwrap();
+    assert!(bytes[..] == content(length)[..], "{path} differs");
+}
+
+async fn wait_settled(client: &Client) {
+    let begun = Instant::now();
+    loop {
+        let status = client.status().await.unwrap();
+        let live = status.nodes.iter().all(|node| node.state() == NodeState::NodeLive);
+        if live && status.settled == status.placement_groups {
+            return;
+        }
+        assert!(begun.elapsed() < SETTLE_LIMIT, "not settled: {status:?}");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}
+
+const SIZES: [(&str, usize); 5] =
+    [("empty", 0), ("one", 1), ("frames/+1", 65_537), ("ümläut und Leerzeichen", 4 << 20), ("chunks", (9 << 20) + 3)];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_example_runs_stops_in_order_and_has_its_files_after_a_restart() {
+    let place = Place::new();
+    let example = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/examples/laptop.yaml"));
+    let running = place.start(&[&example]);
+    let names = ["demo-main-a-0", "demo-main-a-1", "demo-main-b-0", "demo-main-c-0"];
+    assert_eq!(running.node_names(), names, "named as Kubernetes names pods");
+    let client = running.client();
+    assert_eq!(client.volumes().await.unwrap().iter().map(|v| (v.name.as_str(), v.copies)).collect::<Vec<_>>(), [("files", 3)]);
+    for (path, length) in SIZES {
+        put(&client, path, length).await;
+        check(&client, path, length).await;
+    }
+    let (code, error) = place.refused(&[&example]);
+    assert_eq!(code, 1);
+    assert!(error.contains("in use by another process"), "{error}");
+
+    let secrets = place.path("data/secrets");
+    for name in ["ca.key", "node.key", "operator.key", "client.token", "kek"] {
+        let mode = std::fs::metadata(secrets.join(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+    let kek = std::fs::read(secrets.join("kek")).unwrap();
+    let before = running.guide.clone();
+    running.stop();
+    assert!(!place.path("ready.json").exists(), "what is not ready does not say so");
+
+    let running = place.start(&[&example]);
+    assert_eq!(running.guide, before, "the same ports, files and names");
+    assert_eq!(std::fs::read(secrets.join("kek")).unwrap(), kek);
+    let client = running.client();
+    for (path, length) in SIZES {
+        check(&client, path, length).await;
+    }
+    running.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_is_dropped_and_comes_back() {
+    let place = Place::new();
+    let (cluster, volume) = (place.write("cluster.yaml", CLUSTER), place.write("volume.yaml", VOLUME));
+    let running = place.start(&[&cluster, &volume]);
+    let client = running.client();
+    put(&client, "before", 5 << 20).await;
+
+    let error = client.stop_node("desk-main-x-9").await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::NodeNotFound, "{error}");
+    assert!(error.to_string().contains("desk-main-a-0"), "{error}");
+    client.stop_node("desk-main-b-0").await.unwrap();
+    client.stop_node("desk-main-b-0").await.unwrap();
+    check(&client, "before", 5 << 20).await;
+    put(&client, "while it is away", 5 << 20).await;
+
+    client.start_node("desk-main-b-0").await.unwrap();
+    client.start_node("desk-main-b-0").await.unwrap();
+    wait_settled(&client).await;
+    // What was written while it was away is there without the others' help now.
+    client.stop_node("desk-main-a-0").await.unwrap();
+    check(&client, "while it is away", 5 << 20).await;
+    running.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_supervisor_lets_in_only_whom_the_nodes_let_in() {
+    let place = Place::new();
+    let cluster = place.write("cluster.yaml", &format!("{CLUSTER}---\n{VOLUME}"));
+    let running = place.start(&[&cluster]);
+    let path = PathBuf::from(running.guide["contexts"].as_str().unwrap());
+    let file = ConfigFile::read(&path).unwrap();
+    let context = file.context(None, &path).unwrap().unwrap();
+    let config = context.client_config(path.parent().unwrap()).unwrap();
+    for (credentials, code) in [
+        (cairn_client::Credentials::None, ErrorCode::Unauthenticated),
+        (cairn_client::Credentials::Token("cairn_wrong".into()), ErrorCode::Unauthenticated),
+    ] {
+        let client = Client::connect(config.clone().with_credentials(credentials)).unwrap();
+        assert_eq!(client.stop_node("desk-main-a-0").await.unwrap_err().code(), code);
+    }
+    // A client of the nodes that knows no supervisor is told who could help.
+    let config = cairn_client::ClientConfig { supervisor: None, ..config };
+    let error = Client::connect(config).unwrap().stop_node("desk-main-a-0").await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::Unsupported, "{error}");
+    let status = running.client().status().await.unwrap();
+    assert!(status.nodes.iter().all(|node| node.state() == NodeState::NodeLive), "none was stopped");
+    running.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_acknowledged_is_lost_with_the_whole_process() {
+    let place = Place::new();
+    let cluster = place.write("cluster.yaml", &format!("{CLUSTER}---\n{VOLUME}"));
+    let running = place.start(&[&cluster]);
+    let client = running.client();
+    for index in 0..20 {
+        put(&client, &format!("file-{index}"), 100_000 + index).await;
+    }
+    running.process.kill();
+    let running = place.start(&[&cluster]);
+    let client = running.client();
+    for index in 0..20 {
+        check(&client, &format!("file-{index}"), 100_000 + index).await;
+    }
+    running.stop();
+}
+
+#[test]
+fn manifests_that_cannot_be_are_refused_with_what_to_do() {
+    let cases: [(&str, &str, &str, &str); 9] = [
+        ("storage:", "storag:", "", "storag"),
+        ("zones:", "zonez:", "", "zonez"),
+        ("2Gi", "2Mi", "", "at least 1Gi"),
+        ("metadata: {name: desk}", "metadata: {name: Desk}", "", "lowercase"),
+        ("{name: c}", "{name: a}", "", "twice"),
+        ("", "", "copies: 4", "lower spec.copies to 3"),
+        ("", "", "copies: 9", "copies"),
+        ("apiVersion: cairn.storage/v1alpha1", "apiVersion: v1", "", "known here are StorageCluster and Volume"),
+        ("kind: StorageCluster", "kind: [", "", "not YAML"),
+    ];
+    for (from, to, copies, words) in cases {
+        let place = Place::new();
+        let cluster = if from.is_empty() { CLUSTER.to_owned() } else { CLUSTER.replacen(from, to, 1) };
+        let volume = if copies.is_empty() { VOLUME.to_owned() } else { VOLUME.replace("copies: 3", copies) };
+        let (cluster, volume) = (place.write("cluster.yaml", &cluster), place.write("volume.yaml", &volume));
+        let (code, error) = place.refused(&[&cluster, &volume]);
+        assert_eq!(code, 3, "{error}");
+        assert!(error.contains(words), "{words}: {error}");
+        assert!(!place.path("data").join("installed.json").exists(), "nothing was installed");
+    }
+    let place = Place::new();
+    let (code, error) = place.refused(&[&place.path("absent.yaml")]);
+    assert_eq!(code, 3);
+    assert!(error.contains("absent.yaml"), "{error}");
+}
+
+#[test]
+fn a_changed_pool_or_volume_is_refused_and_what_is_installed_stays() {
+    let place = Place::new();
+    let both = format!("{CLUSTER}---\n{VOLUME}");
+    let manifest = place.write("all.yaml", &both);
+    place.start(&[&manifest]).stop();
+    for (from, to, words) in [
+        ("{name: b}, {name: c}", "{name: b}", "shrinking is not supported yet"),
+        ("{name: b}, {name: c}", "{name: b}, {name: c}, {name: d}", "set it back to main: a=1 b=1 c=1"),
+        ("{name: b}, {name: c}", "{name: b}, {name: c, nodes: 2}", "changing a pool's nodes is not supported yet"),
+        ("size: 2Gi", "size: 3Gi", "changing disks is not supported yet"),
+        ("copies: 3", "copies: 2", "copies"),
+    ] {
+        let manifest = place.write("changed.yaml", &both.replace(from, to));
+        let (code, error) = place.refused(&[&manifest]);
+        assert_eq!(code, 3, "{error}");
+        assert!(error.contains(words), "{words}: {error}");
+    }
+    let other = place.write("other.yaml", &both.replace("desk", "shelf"));
+    let (code, error) = place.refused(&[&other]);
+    assert_eq!(code, 1);
+    assert!(error.contains("holds cluster desk"), "{error}");
+    // Without its Volume's manifest, the volume stays.
+    let cluster = place.write("cluster.yaml", CLUSTER);
+    let running = place.start(&[&cluster]);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _inside = runtime.enter();
+    let volumes = runtime.block_on(running.client().volumes()).unwrap();
+    assert_eq!(volumes.len(), 1, "manifests never delete");
+    running.stop();
+}
