@@ -197,8 +197,8 @@ pub trait MetaStore: Send + Sync {
     /// embedded store keeps none but the newest. A revision that is yet to come is refused.
     async fn range(&self, read: RangeRead) -> Result<Page, MetaError>;
 
-    /// [`MetaError::Unknown`]: look whether it happened before doing it again. The transaction may also be lost only
-    /// *later*: so look with a write that would be refused if it had happened (compare what it changes).
+    /// After [`MetaError::Unknown`] it may have happened, or may happen *later*. To settle it, look whether it has; if not,
+    /// write something that it compares: it cannot happen after that.
     async fn txn(&self, txn: Txn) -> Result<TxnResult, MetaError>;
 
     /// Events of `range` whose revision is at least `from` (which is not 0).

@@ -183,7 +183,7 @@ struct Pauses {
 impl Pauses {
     fn next(&mut self, endpoints: &Endpoints) -> Duration {
         self.attempts += 1;
-        if self.attempts % endpoints.len() != 0 {
+        if !self.attempts.is_multiple_of(endpoints.len()) {
             return Duration::ZERO;
         }
         self.last = (self.last * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);

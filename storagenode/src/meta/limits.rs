@@ -11,8 +11,8 @@ pub const MAX_TXN_OPS: usize = 128;
 pub const MAX_KEY_BYTES: usize = 4096;
 /// Largest value: below etcd's request limit of 1.5 MiB with room for the rest of a transaction.
 pub const MAX_VALUE_BYTES: usize = 1 << 20;
-/// Most bytes of keys and values in one transaction. What etcd adds (its key prefix, at most 128 bytes, and some 30
-/// bytes of encoding for each of 3 × 128 parts) stays below the rest of its 1.5 MiB.
+/// Most bytes of keys and values in one transaction. What etcd adds (a key prefix of about 200 bytes at most, and some 30
+/// bytes of encoding, for each of 3 × 128 parts) stays below the rest of its 1.5 MiB.
 pub const MAX_TXN_BYTES: usize = 5 << 18;
 
 /// Refuses a transaction that one of the backends would not take.

@@ -10,7 +10,7 @@ use std::{fmt, path::PathBuf, str::FromStr};
 
 const DEFAULT_ETCD_PORT: u16 = 2379;
 /// Bounds what the prefix adds to each key (see `limits::MAX_TXN_BYTES`).
-const MAX_PREFIX_BYTES: usize = 120;
+const MAX_PREFIX_BYTES: usize = 200;
 const MAX_HOSTS: usize = 16;
 
 /// A parsed `DATABASE_URL`.

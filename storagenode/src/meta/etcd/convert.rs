@@ -9,9 +9,9 @@ use crate::meta::{Compare, KeyValue, MetaError, Op, Txn};
 pub(super) struct Prefix(Vec<u8>);
 
 impl Prefix {
-    /// `name` without slashes at its ends.
+    /// After `name`, a sign that no name has: `a/b` must not lie within `a`.
     pub(super) fn new(name: &str) -> Self {
-        Self(format!("{name}/").into_bytes())
+        Self(format!("{name}:").into_bytes())
     }
 
     pub(super) fn key(&self, key: &[u8]) -> Vec<u8> {
