@@ -137,9 +137,9 @@ fn parse_prefix(text: &str) -> Result<String, UrlError> {
         ));
     }
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._/".contains(&byte);
-    if prefix.len() > MAX_PREFIX_BYTES || !prefix.bytes().all(allowed) || prefix.contains("//") {
+    if prefix.len() > MAX_PREFIX_BYTES || !prefix.bytes().all(allowed) {
         return Err(UrlError(format!(
-            "the prefix {prefix:?} must have letters, digits, '-', '.', '_' and single '/', {MAX_PREFIX_BYTES} at most"
+            "the prefix {prefix:?} must have letters, digits, '-', '.', '_' and '/' only, {MAX_PREFIX_BYTES} at most"
         )));
     }
     Ok(prefix.to_owned())
@@ -241,7 +241,7 @@ mod tests {
             "etcd://[zz]/x",
             "etcd://user@h1/x",
             "etcd://h1/x y",
-            "etcd://h1/a//b",
+            "etcd://h1/a:b",
             "etcd://h1/x?timeout=3",
             "etcd://h1/x?ca=relative",
             "etcd://h1/x?ca=/a&ca=/b",

@@ -351,34 +351,23 @@ async fn a_commit_that_cannot_be_looked_up_is_unknown_until_it_can() {
     assert_eq!(store.keep_alive(lease).await, Err(MetaError::LeaseNotFound));
 }
 
-/// Transactions a second with so many in flight; printed, not judged:
-/// `cargo test --profile ci -p cairn-node -- --ignored --nocapture measure_transactions`.
+/// Group commit: many transactions in flight need few syncs, and each still has its own revision.
 #[tokio::test]
-#[ignore = "a measurement"]
-async fn measure_transactions() {
+async fn transactions_in_flight_share_commits() {
+    const TASKS: u64 = 64;
+    const EACH: u64 = 10;
     let folder = folder();
-    let store = Arc::new(open(folder.path()).await);
-    for flights in [1, 16, 64, 256] {
-        let begin = tokio::time::Instant::now();
-        let end = begin + Duration::from_secs(4);
-        let write = async |task: usize| {
-            let mut count = 0usize;
-            while tokio::time::Instant::now() < end {
-                let key = format!("measure/{flights}/{task}/{count}");
-                let compare = vec![crate::meta::Compare::absent(key.clone())];
-                let then = vec![Op::put(key, vec![7; 150])];
-                assert!(store.txn(Txn { compare, then, ..Txn::default() }).await.unwrap().succeeded);
-                count += 1;
-            }
-            count
-        };
-        let counts = futures::future::join_all((0..flights).map(write)).await;
-        let total: usize = counts.iter().sum();
-        println!("{flights} in flight: {:.0} transactions/s", total as f64 / begin.elapsed().as_secs_f64());
-    }
-    let begin = tokio::time::Instant::now();
-    for n in 0..5000 {
-        store.get(format!("measure/1/0/{n}").as_bytes()).await.unwrap();
-    }
-    println!("1 in flight: {:.0} gets/s", 5000.0 / begin.elapsed().as_secs_f64());
+    let store = open(folder.path()).await;
+    let write = async |task| {
+        for n in 0..EACH {
+            let txn = Txn { then: vec![Op::put(format!("{task}/{n}"), "v")], ..Txn::default() };
+            store.txn(txn).await.unwrap();
+        }
+    };
+    futures::future::join_all((0..TASKS).map(write)).await;
+    store.close().await;
+    let (file, position) = DatabaseFile::open(conformance::env().disk, folder.path()).unwrap();
+    assert_eq!(position.revision, 1 + TASKS * EACH);
+    assert!(position.commits <= TASKS * EACH / 8, "{} commits", position.commits);
+    file.close();
 }
