@@ -9,12 +9,14 @@
 pub mod api;
 pub mod chunks;
 pub mod cluster;
+pub mod config;
 pub mod env;
 pub mod files;
 pub mod meta;
 pub mod metrics;
 pub mod node;
 pub mod replication;
+pub mod run;
 pub mod secrets;
 pub mod tls;
 pub mod workers;

@@ -1,11 +1,14 @@
 //! Content on its way through the shell: every wait for the other end is bounded, and nothing ends by accident as if
 //! it were whole.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt, stream};
-use tokio::sync::mpsc;
+use futures::{
+    Stream, StreamExt,
+    stream::{self, BoxStream},
+};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     env::Env,
@@ -35,34 +38,77 @@ impl Drop for OpenStream {
     }
 }
 
-/// Content from a client. Ends with an error when nothing came for `stall`.
+/// Lets content end as whole only if its caller is still there.
+///
+/// HTTP/2 has two ways to end a request's content: to finish it, and to give the request up. The libraries below show
+/// the second as the first in some cases, while they drop the handler: a race that could store half a file. So the
+/// end waits for this gate, and the gate for the handler's task to be looked at once more, which is when a request
+/// that was given up is dropped, with the gate.
+#[must_use]
+pub struct Gate {
+    ended: oneshot::Receiver<()>,
+    whole: oneshot::Sender<()>,
+}
+
+impl Gate {
+    /// Does the work that takes the content. Must be awaited by the request's handler itself.
+    pub async fn until_whole<T>(self, work: impl Future<Output = T>) -> T {
+        let open = async {
+            if self.ended.await.is_ok() {
+                tokio::task::yield_now().await;
+                let _ = self.whole.send(());
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            biased;
+            result = work => result,
+            result = open => result,
+        }
+    }
+}
+
+struct Incoming {
+    content: BoxStream<'static, Result<Bytes, FileError>>,
+    ended: oneshot::Sender<()>,
+    whole: oneshot::Receiver<()>,
+    _open: OpenStream,
+}
+
+/// Content from a client. Ends with an error when nothing came for `stall`, or its caller has left.
 pub fn incoming(
     env: &Env,
     metrics: &Arc<Metrics>,
     stall: Duration,
     content: impl Stream<Item = Result<Bytes, FileError>> + Send + 'static,
-) -> ContentIn {
+) -> (ContentIn, Gate) {
     let (env, metrics) = (env.clone(), metrics.clone());
-    let open = OpenStream::begin(&metrics);
-    stream::unfold(Some((content.boxed(), open)), move |state| {
+    let (ended, gate_ended) = oneshot::channel();
+    let (gate_whole, whole) = oneshot::channel();
+    let state = Incoming { content: content.boxed(), ended, whole, _open: OpenStream::begin(&metrics) };
+    let content = stream::unfold(Some(state), move |state| {
         let (env, metrics) = (env.clone(), metrics.clone());
         async move {
-            let (mut content, open) = state?;
-            match env.timeout(stall, content.next()).await {
+            let mut state = state?;
+            let error = match env.timeout(stall, state.content.next()).await {
                 Some(Some(Ok(data))) => {
                     metrics.bytes_in.inc_by(data.len() as u64);
-                    Some((Ok(data), Some((content, open))))
+                    return Some((Ok(data), Some(state)));
                 }
-                Some(Some(Err(error))) => Some((Err(error), None)),
-                Some(None) => None,
-                None => {
-                    let cause = format!("nothing came for {} s", stall.as_secs());
-                    Some((Err(FileError::UploadIncomplete(cause)), None))
+                Some(Some(Err(error))) => error,
+                Some(None) => {
+                    let _ = state.ended.send(());
+                    match state.whole.await {
+                        Ok(()) => return None,
+                        Err(_) => FileError::UploadIncomplete("the caller gave up".into()),
+                    }
                 }
-            }
+                None => FileError::UploadIncomplete(format!("nothing came for {} s", stall.as_secs())),
+            };
+            Some((Err(error), None))
         }
-    })
-    .boxed()
+    });
+    (content.boxed(), Gate { ended: gate_ended, whole: gate_whole })
 }
 
 /// How content leaves.
@@ -156,6 +202,8 @@ impl Outgoing {
 
 #[cfg(test)]
 mod tests {
+    use futures::TryStreamExt;
+
     use super::*;
     use crate::api::fake::quick_env;
 
@@ -226,11 +274,37 @@ mod tests {
     async fn senders_that_stall_are_given_up() {
         let (env, metrics) = (quick_env(), Arc::new(Metrics::default()));
         let content = stream::iter([Ok(Bytes::from_static(b"abc"))]).chain(stream::pending());
-        let mut incoming = incoming(&env, &metrics, STALL, content);
+        let (mut incoming, _gate) = incoming(&env, &metrics, STALL, content);
         assert_eq!(metrics.open_streams.get(), 1);
         incoming.next().await.unwrap().unwrap();
         assert!(matches!(incoming.next().await, Some(Err(FileError::UploadIncomplete(_)))));
         assert!(incoming.next().await.is_none());
         assert_eq!((metrics.bytes_in.get(), metrics.open_streams.get()), (3, 0));
+    }
+
+    /// Takes content in a task of its own, as the gateway does.
+    async fn take(content: ContentIn) -> Result<Bytes, FileError> {
+        tokio::spawn(async move { Ok(content.try_collect::<Vec<_>>().await?.concat().into()) }).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn content_is_whole_only_while_its_caller_is_there() {
+        let (env, metrics) = (quick_env(), Arc::new(Metrics::default()));
+        let abc = || stream::iter([Ok(Bytes::from_static(b"abc"))]);
+        let (content, gate) = incoming(&env, &metrics, STALL, abc());
+        assert_eq!(gate.until_whole(take(content)).await.unwrap(), "abc");
+
+        let (content, gate) = incoming(&env, &metrics, STALL, abc());
+        drop(gate);
+        assert!(matches!(take(content).await, Err(FileError::UploadIncomplete(_))));
+
+        // As the server does it: the handler is looked at once, and dropped before it is looked at again.
+        let (content, gate) = incoming(&env, &metrics, STALL, abc());
+        let taking = tokio::spawn(take(content));
+        let mut handler = Box::pin(gate.until_whole(std::future::pending::<()>()));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(futures::poll!(&mut handler).is_pending());
+        drop(handler);
+        assert!(matches!(taking.await.unwrap(), Err(FileError::UploadIncomplete(_))));
     }
 }

@@ -10,7 +10,7 @@ use axum::{
     extract::{Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{MethodRouter, delete, get, head, post, put},
+    routing::{MethodFilter, MethodRouter, on},
 };
 use cairn_proto::v1::ErrorCode;
 
@@ -39,7 +39,7 @@ struct Route {
     /// The operation's id in the OpenAPI document, and its label in metrics.
     id: &'static str,
     right: Right,
-    handler: fn() -> MethodRouter<SharedShell>,
+    handler: fn(MethodFilter) -> MethodRouter<SharedShell>,
 }
 
 const FILE: &str = "/v1/volumes/{volume}/files/{path}";
@@ -48,20 +48,20 @@ const VOLUME: &str = "/v1/volumes/{volume}";
 const VOLUMES: &str = "/v1/volumes";
 
 const ROUTES: &[Route] = &[
-    Route::new(Method::PUT, FILE, "putFile", Right::Use, || put(files::put)),
-    Route::new(Method::GET, FILE, "getFile", Right::Use, || get(files::get)),
-    Route::new(Method::HEAD, FILE, "headFile", Right::Use, || head(files::head)),
-    Route::new(Method::DELETE, FILE, "deleteFile", Right::Use, || delete(files::delete)),
-    Route::new(Method::GET, FILES, "listFiles", Right::Use, || get(files::list)),
-    Route::new(Method::GET, VOLUMES, "listVolumes", Right::Use, || get(volumes::list)),
-    Route::new(Method::POST, VOLUMES, "createVolume", Right::Use, || post(volumes::create)),
-    Route::new(Method::GET, VOLUME, "getVolume", Right::Use, || get(volumes::get)),
-    Route::new(Method::DELETE, VOLUME, "deleteVolume", Right::Use, || delete(volumes::delete)),
-    Route::new(Method::GET, "/v1/status", "status", Right::Use, || get(system::status)),
-    Route::new(Method::GET, "/healthz", "healthz", Right::Open, || get(system::healthz)),
-    Route::new(Method::GET, "/readyz", "readyz", Right::Open, || get(system::readyz)),
-    Route::new(Method::GET, "/metrics", "metrics", Right::Open, || get(system::metrics)),
-    Route::new(Method::GET, "/openapi.json", "openapi", Right::Open, || get(system::openapi)),
+    Route::new(Method::PUT, FILE, "putFile", Right::Use, |m| on(m, files::put)),
+    Route::new(Method::GET, FILE, "getFile", Right::Use, |m| on(m, files::get)),
+    Route::new(Method::HEAD, FILE, "headFile", Right::Use, |m| on(m, files::head)),
+    Route::new(Method::DELETE, FILE, "deleteFile", Right::Use, |m| on(m, files::delete)),
+    Route::new(Method::GET, FILES, "listFiles", Right::Use, |m| on(m, files::list)),
+    Route::new(Method::GET, VOLUMES, "listVolumes", Right::Use, |m| on(m, volumes::list)),
+    Route::new(Method::POST, VOLUMES, "createVolume", Right::Use, |m| on(m, volumes::create)),
+    Route::new(Method::GET, VOLUME, "getVolume", Right::Use, |m| on(m, volumes::get)),
+    Route::new(Method::DELETE, VOLUME, "deleteVolume", Right::Use, |m| on(m, volumes::delete)),
+    Route::new(Method::GET, "/v1/status", "status", Right::Use, |m| on(m, system::status)),
+    Route::new(Method::GET, "/healthz", "healthz", Right::Open, |m| on(m, system::healthz)),
+    Route::new(Method::GET, "/readyz", "readyz", Right::Open, |m| on(m, system::readyz)),
+    Route::new(Method::GET, "/metrics", "metrics", Right::Open, |m| on(m, system::metrics)),
+    Route::new(Method::GET, "/openapi.json", "openapi", Right::Open, |m| on(m, system::openapi)),
 ];
 
 impl Route {
@@ -70,7 +70,7 @@ impl Route {
         path: &'static str,
         id: &'static str,
         right: Right,
-        handler: fn() -> MethodRouter<SharedShell>,
+        handler: fn(MethodFilter) -> MethodRouter<SharedShell>,
     ) -> Self {
         Self { method, path, id, right, handler }
     }
@@ -83,7 +83,8 @@ pub(super) fn router(shell: &SharedShell) -> Router {
     let mut router = Router::new();
     for route in ROUTES {
         let (id, right) = (route.id, route.right);
-        let handler = (route.handler)()
+        let method = MethodFilter::try_from(route.method.clone()).expect("the routes' methods are usual ones");
+        let handler = (route.handler)(method)
             .layer(middleware::from_fn_with_state((shell.clone(), right), check_right))
             .layer(middleware::map_response(move |mut response: Response| async move {
                 response.extensions_mut().insert(RouteLabel(id));

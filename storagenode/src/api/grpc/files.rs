@@ -40,8 +40,9 @@ impl Files for Service {
                 Some(upload_request::Part::Header(header)) => upload_spec(header)?,
                 _ => return Err(Refusal::invalid("the first message of an upload must be its header")),
             };
-            let content = incoming(&shell.env, &shell.metrics, shell.limits.stall, content_of(messages));
-            let file = shell.files.upload(spec, content).await?;
+            let (content, gate) =
+                incoming(&shell.env, &shell.metrics, shell.limits.stall, content_of(messages));
+            let file = gate.until_whole(shell.files.upload(spec, content)).await?;
             Ok(UploadResponse { file: Some(encode::file(file)) })
         })
         .await

@@ -302,6 +302,24 @@ async fn deadlines_hold_and_leaving_ends_the_work() {
     panic!("the upload goes on without its caller");
 }
 
+/// A call that is dropped in the middle of its content reaches the server as a reset stream.
+#[tokio::test]
+async fn an_upload_that_is_given_up_stores_nothing() {
+    let (rig, mut clients) = rig_with_volume().await;
+    for round in 0..20 {
+        let mut leaving = clients.files.clone();
+        let messages = futures::stream::iter([header("p"), data("half")]).chain(futures::stream::pending());
+        let upload = tokio::spawn(async move { leaving.upload(messages).await });
+        tokio::time::sleep(Duration::from_millis(round)).await;
+        upload.abort();
+    }
+    // The same connection: what was sent before is handled before.
+    let request = v1::StatRequest { volume: "v".into(), path: "p".into(), chunks: false };
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(refused(clients.files.stat(request).await), ErrorCode::FileNotFound);
+    assert_eq!(rig.metrics.open_streams.get(), 0);
+}
+
 use futures::StreamExt;
 
 #[tokio::test]

@@ -46,8 +46,8 @@ pub(super) async fn put(State(shell): State<SharedShell>, request: Request) -> A
     let content = body.into_data_stream().map(|data| {
         data.map_err(|error| FileError::UploadIncomplete(format!("the connection broke: {error}")))
     });
-    let content = incoming(&shell.env, &shell.metrics, shell.limits.stall, content);
-    let file = shell.files.upload(spec, content).await?;
+    let (content, gate) = incoming(&shell.env, &shell.metrics, shell.limits.stall, content);
+    let file = gate.until_whole(shell.files.upload(spec, content)).await?;
     let status = if condition == Condition::IfAbsent { StatusCode::CREATED } else { StatusCode::OK };
     let mut response = json_response(status, &json::file(&file));
     response.headers_mut().insert(header::ETAG, header_value(&conditions::etag(&file)));

@@ -1,0 +1,396 @@
+//! A node's settings: flags, then the environment, then a `.env` file, then defaults. Each setting has one name:
+//! `GRPC_PORT` in the environment and in the file is `--grpc-port` on the command line.
+//!
+//! All mistakes are told at once, each with where the value came from and what would be right.
+
+use std::{collections::HashMap, fmt, path::PathBuf, sync::OnceLock};
+
+use clap::ArgMatches;
+
+use crate::meta::url::{ClientCertificate, DatabaseUrl, EtcdTls};
+
+mod dotenv;
+mod quantity;
+
+/// One setting, as people see it.
+struct Setting {
+    name: &'static str,
+    value: &'static str,
+    help: &'static str,
+    default: Option<&'static str>,
+}
+
+const fn setting(
+    name: &'static str,
+    value: &'static str,
+    default: Option<&'static str>,
+    help: &'static str,
+) -> Setting {
+    Setting { name, value, help, default }
+}
+
+const SETTINGS: &[Setting] = &[
+    setting("CLUSTER_NAME", "NAME", Some("cairn"), "The cluster this node belongs to"),
+    setting("NODE_NAME", "NAME", None, "This node's name, for ever [default: the host name]"),
+    setting("ZONE", "NAME", Some("default"), "Failure domain: copies of a file go to different zones"),
+    setting("DATA_DIR", "FOLDER", Some("/data"), "Where this node keeps its chunks"),
+    setting(
+        "DATABASE_URL",
+        "URL",
+        None,
+        "Metadata: etcd://host,host,host/prefix, or embedded:///folder for one node alone",
+    ),
+    setting("ETCD_CA_FILE", "FILE", None, "CA of an etcd with TLS (as ?ca= in DATABASE_URL)"),
+    setting("ETCD_CERT_FILE", "FILE", None, "Certificate to show to etcd, if it asks for one"),
+    setting("ETCD_KEY_FILE", "FILE", None, "Its key"),
+    setting("GRPC_PORT", "PORT", Some("50051"), "Port for gRPC, of clients and of other nodes; 0 picks one"),
+    setting("HTTP_PORT", "PORT", Some("8080"), "Port for HTTPS; 0 picks one"),
+    setting("BIND_HOST", "HOST", Some("0.0.0.0"), "Address to listen on"),
+    setting(
+        "ADVERTISE_HOST",
+        "HOST",
+        None,
+        "Name by which other nodes reach this one; must be in its certificate [default: the host name]",
+    ),
+    setting("ADVERTISE_PORT", "PORT", None, "Port by which other nodes reach this one [default: GRPC_PORT]"),
+    setting("TLS_CERT_FILE", "FILE", None, "This node's certificate (PEM; subject O=cairn:node)"),
+    setting("TLS_KEY_FILE", "FILE", None, "Its key (PEM)"),
+    setting("TLS_CA_FILE", "FILE", None, "The cluster's CA (PEM)"),
+    setting("KEK_FILE", "FILE", None, "The key-encryption key: 32 random bytes, base64, hexadecimal or raw"),
+    setting(
+        "CLIENT_TOKENS_FILE",
+        "FILE",
+        None,
+        "Who may connect with a token: lines of NAME SHA256 [EXPIRES]",
+    ),
+    setting(
+        "EXPECTED_NODES",
+        "COUNT",
+        Some("1"),
+        "Nodes to wait for before files are placed for the first time",
+    ),
+    setting("CAPACITY", "BYTES", None, "How much of the disk to use, such as 100Gi [default: all of it]"),
+    setting(
+        "LOG",
+        "FILTER",
+        Some("info"),
+        "What to log: error, warn, info, debug, or a filter such as info,cairn_node=debug",
+    ),
+    setting("LOG_FORMAT", "FORMAT", Some("text"), "text or json"),
+];
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// A node's settings, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeConfig {
+    pub cluster_name: String,
+    pub node_name: String,
+    pub zone: String,
+    pub data_dir: PathBuf,
+    pub database_url: DatabaseUrl,
+    pub grpc_port: u16,
+    pub http_port: u16,
+    pub bind_host: String,
+    pub advertise_host: String,
+    /// `None`: the port that gRPC listens on.
+    pub advertise_port: Option<u16>,
+    pub tls_cert_file: PathBuf,
+    pub tls_key_file: PathBuf,
+    pub tls_ca_file: PathBuf,
+    pub kek_file: PathBuf,
+    pub client_tokens_file: PathBuf,
+    pub expected_nodes: usize,
+    /// `None`: the whole file system.
+    pub capacity_bytes: Option<u64>,
+    pub log: String,
+    pub log_format: LogFormat,
+}
+
+/// Make secrets for a first start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InitSecrets {
+    pub folder: PathBuf,
+    pub cluster: String,
+    pub hosts: Vec<String>,
+}
+
+/// What the command line asks for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Command {
+    Run(Box<NodeConfig>),
+    InitSecrets(InitSecrets),
+}
+
+/// Settings that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError(Vec<String>);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the configuration cannot be used:")?;
+        self.0.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// What the process has been given.
+pub struct Given<'a> {
+    pub environment: &'a dyn Fn(&str) -> Option<String>,
+    /// Content of the `.env` file, if there is one.
+    pub dotenv: Option<String>,
+    pub host_name: String,
+}
+
+/// The command line's grammar, for help and parsing.
+pub fn grammar() -> clap::Command {
+    let settings = SETTINGS.iter().map(|setting| {
+        let env = format!("[env: {}]", setting.name);
+        let help = match setting.default {
+            Some(default) => format!("{} {env} [default: {default}]", setting.help),
+            None => format!("{} {env}", setting.help),
+        };
+        clap::Arg::new(setting.name).long(flag_of(setting.name)).value_name(setting.value).help(help)
+    });
+    let file = clap::Arg::new("ENV_FILE")
+        .long("env-file")
+        .value_name("FILE")
+        .help("File of NAME=VALUE lines, for what neither flags nor the environment set [default: .env, if it exists]");
+    let folder =
+        clap::Arg::new("folder").long("folder").value_name("FOLDER").required(true).help("Where they go");
+    let hosts = clap::Arg::new("hosts")
+        .long("hosts")
+        .value_name("HOST,…")
+        .value_delimiter(',')
+        .help("Names and addresses of the nodes; localhost is always included");
+    let cluster = clap::Arg::new("cluster")
+        .long("cluster")
+        .value_name("NAME")
+        .default_value("cairn")
+        .help("Name of the cluster");
+    let init = clap::Command::new("init-secrets")
+        .about("Makes CA, certificates, key-encryption key and a client's token where they are missing; changes nothing that exists")
+        .args([folder, hosts, cluster]);
+    clap::Command::new("cairn-node")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("A storage node of Cairn. Without a command, it runs the node.")
+        .after_help("Every setting can be a flag, an environment variable, or a line of the .env file, in this order.")
+        .args_conflicts_with_subcommands(true)
+        .args(settings)
+        .arg(file)
+        .subcommand(init)
+}
+
+/// `GRPC_PORT` → `grpc-port`.
+fn flag_of(name: &str) -> &'static str {
+    static FLAGS: OnceLock<HashMap<&str, String>> = OnceLock::new();
+    let flags = FLAGS.get_or_init(|| {
+        let flag = |setting: &Setting| (setting.name, setting.name.to_ascii_lowercase().replace('_', "-"));
+        SETTINGS.iter().map(flag).collect()
+    });
+    flags.get(name).map_or("", String::as_str)
+}
+
+/// Understands a parsed command line.
+pub fn command(matches: &ArgMatches, given: &Given<'_>) -> Result<Command, ConfigError> {
+    if let Some(("init-secrets", matches)) = matches.subcommand() {
+        let text = |name: &str| matches.get_one::<String>(name).cloned().unwrap_or_default();
+        let hosts = matches.get_many::<String>("hosts").unwrap_or_default();
+        let hosts = hosts.map(|host| host.trim().to_owned()).filter(|host| !host.is_empty()).collect();
+        return Ok(Command::InitSecrets(InitSecrets {
+            folder: text("folder").into(),
+            cluster: text("cluster"),
+            hosts,
+        }));
+    }
+    Ok(Command::Run(Box::new(node_config(matches, given)?)))
+}
+
+fn node_config(matches: &ArgMatches, given: &Given<'_>) -> Result<NodeConfig, ConfigError> {
+    let file = match &given.dotenv {
+        Some(content) => dotenv::parse(content).map_err(|problem| ConfigError(vec![problem]))?,
+        None => Default::default(),
+    };
+    let mut reader = Reader { matches, given, file, problems: Vec::new() };
+    let host_name = Some(given.host_name.as_str()).filter(|name| !name.is_empty());
+    let config = NodeConfig {
+        cluster_name: reader.read("CLUSTER_NAME", None, name),
+        node_name: reader.read("NODE_NAME", host_name, name),
+        zone: reader.read("ZONE", None, name),
+        data_dir: reader.read("DATA_DIR", None, path),
+        database_url: reader.database_url(),
+        grpc_port: reader.read("GRPC_PORT", None, port),
+        http_port: reader.read("HTTP_PORT", None, port),
+        bind_host: reader.read("BIND_HOST", None, host),
+        advertise_host: reader.read("ADVERTISE_HOST", host_name, host),
+        advertise_port: reader.optional("ADVERTISE_PORT", port),
+        tls_cert_file: reader.read("TLS_CERT_FILE", None, path),
+        tls_key_file: reader.read("TLS_KEY_FILE", None, path),
+        tls_ca_file: reader.read("TLS_CA_FILE", None, path),
+        kek_file: reader.read("KEK_FILE", None, path),
+        client_tokens_file: reader.read("CLIENT_TOKENS_FILE", None, path),
+        expected_nodes: reader.read("EXPECTED_NODES", None, count),
+        capacity_bytes: reader.optional("CAPACITY", quantity::parse),
+        log: reader.read("LOG", None, filter),
+        log_format: reader.read("LOG_FORMAT", None, log_format).unwrap_or(LogFormat::Text),
+    };
+    if reader.problems.is_empty() { Ok(config) } else { Err(ConfigError(reader.problems)) }
+}
+
+/// Finds values, and keeps the problems until all are known.
+struct Reader<'a> {
+    matches: &'a ArgMatches,
+    given: &'a Given<'a>,
+    file: dotenv::Values,
+    problems: Vec<String>,
+}
+
+impl Reader<'_> {
+    /// A value and where it is from. An empty one counts as none: templates often leave empty variables behind.
+    fn find(&self, name: &str, default: Option<&str>) -> Option<(String, String)> {
+        let flag = self.matches.get_one::<String>(name).cloned();
+        let flag = flag.map(|value| (value, format!("--{}", flag_of(name))));
+        let environment = || {
+            let value = (self.given.environment)(name)?;
+            Some((value, format!("{name} in the environment")))
+        };
+        let file = || {
+            let (line, value) = self.file.get(name)?;
+            Some((value.clone(), format!("{name} in the .env file, line {line}")))
+        };
+        let written =
+            SETTINGS.iter().find(|setting| setting.name == name).and_then(|setting| setting.default);
+        let default =
+            || default.or(written).map(|value| (value.to_owned(), format!("the default of {name}")));
+        let filled = |found: &(String, String)| !found.0.trim().is_empty();
+        flag.filter(filled)
+            .or_else(|| environment().filter(filled))
+            .or_else(|| file().filter(filled))
+            .or_else(default)
+    }
+
+    fn optional<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        let (value, source) = self.find(name, None)?;
+        parse(value.trim()).map_err(|problem| self.problems.push(format!("{source}: {problem}"))).ok()
+    }
+
+    fn read<T: Default>(
+        &mut self,
+        name: &str,
+        default: Option<&str>,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> T {
+        let Some((value, source)) = self.find(name, default) else {
+            let help =
+                SETTINGS.iter().find(|setting| setting.name == name).map_or("", |setting| setting.help);
+            self.problems.push(format!("{name} is not set. {help}"));
+            return T::default();
+        };
+        parse(value.trim()).unwrap_or_else(|problem| {
+            self.problems.push(format!("{source}: {problem}"));
+            T::default()
+        })
+    }
+
+    fn database_url(&mut self) -> DatabaseUrl {
+        let parse = |text: &str| {
+            text.parse().map(Some).map_err(|error: crate::meta::url::UrlError| error.to_string())
+        };
+        let url = self.read("DATABASE_URL", None, parse);
+        let ca = self.optional("ETCD_CA_FILE", path);
+        let certificate = self.optional("ETCD_CERT_FILE", path);
+        let key = self.optional("ETCD_KEY_FILE", path);
+        let mut url = url.unwrap_or(DatabaseUrl::Embedded { folder: PathBuf::new() });
+        if let (DatabaseUrl::Etcd(address), true) =
+            (&mut url, ca.is_some() || certificate.is_some() || key.is_some())
+        {
+            address.tls = self.etcd_tls(ca, certificate, key);
+        }
+        url
+    }
+
+    fn etcd_tls(
+        &mut self,
+        ca: Option<PathBuf>,
+        certificate: Option<PathBuf>,
+        key: Option<PathBuf>,
+    ) -> Option<EtcdTls> {
+        let certificate = match (certificate, key) {
+            (None, None) => None,
+            (Some(certificate_file), Some(key_file)) => {
+                Some(ClientCertificate { certificate_file, key_file })
+            }
+            _ => {
+                self.problems.push("ETCD_CERT_FILE and ETCD_KEY_FILE go together: set both, or none".into());
+                None
+            }
+        };
+        if ca.is_none() {
+            self.problems
+                .push("ETCD_CA_FILE is not set, but ETCD_CERT_FILE or ETCD_KEY_FILE is: set it too".into());
+        }
+        Some(EtcdTls { ca_file: ca?, certificate })
+    }
+}
+
+/// Names of clusters, nodes and zones: they become parts of keys, labels and addresses.
+fn name(text: &str) -> Result<String, String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    let edges = text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.ends_with(|c: char| c.is_ascii_alphanumeric());
+    if edges && text.len() <= 63 && text.bytes().all(allowed) {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "{text:?} is no name: use 1 to 63 letters, digits, \"-\", \".\" and \"_\", with a letter or digit at both ends"
+    ))
+}
+
+fn path(text: &str) -> Result<PathBuf, String> {
+    if text.contains('\0') { Err("a path has no NUL".into()) } else { Ok(text.into()) }
+}
+
+fn port(text: &str) -> Result<u16, String> {
+    text.parse().map_err(|_| format!("{text:?} is no port: use a number from 0 to 65535"))
+}
+
+fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ 1..=4_096) => Ok(count),
+        _ => Err(format!("{text:?} is no number of nodes: use 1 to 4096")),
+    }
+}
+
+fn host(text: &str) -> Result<String, String> {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    match rustls_pki_types::ServerName::try_from(bare) {
+        Ok(_) => Ok(bare.to_owned()),
+        Err(_) => {
+            Err(format!("{text:?} is neither a host name nor an address (the port is a setting of its own)"))
+        }
+    }
+}
+
+fn filter(text: &str) -> Result<String, String> {
+    match text.parse::<tracing_subscriber::filter::EnvFilter>() {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("{text:?} is no filter ({error}): use error, warn, info, debug or trace")),
+    }
+}
+
+fn log_format(text: &str) -> Result<Option<LogFormat>, String> {
+    match text {
+        "text" => Ok(Some(LogFormat::Text)),
+        "json" => Ok(Some(LogFormat::Json)),
+        _ => Err(format!("{text:?} is no log format: use text or json")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,117 @@
+//! `cairn-node`: a storage node. Exit codes: 0 stopped as asked, 1 failed, 2 settings that cannot be used.
+
+#![allow(clippy::disallowed_methods, clippy::disallowed_types)] // Before there is an `Env`.
+
+use std::{
+    io::{self, IsTerminal},
+    path::Path,
+    process::ExitCode,
+};
+
+use cairn_node::{
+    config::{self, Command, Given, InitSecrets, LogFormat, NodeConfig},
+    env::real::{RealClock, RealRandom},
+    run, secrets,
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+const FAILED: u8 = 1;
+const BAD_SETTINGS: u8 = 2;
+
+fn main() -> ExitCode {
+    match command() {
+        Ok(Command::Run(config)) => run_node(*config),
+        Ok(Command::InitSecrets(wanted)) => init_secrets(&wanted),
+        Err(problem) => {
+            eprintln!("cairn-node: {problem}");
+            ExitCode::from(BAD_SETTINGS)
+        }
+    }
+}
+
+fn command() -> Result<Command, String> {
+    let matches = config::grammar().get_matches();
+    let named = matches.try_get_one::<String>("ENV_FILE").ok().flatten();
+    let path = Path::new(named.map_or(".env", String::as_str));
+    let dotenv = match std::fs::read_to_string(path) {
+        Ok(content) => Some(content),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && named.is_none() => None,
+        Err(error) => return Err(format!("{}: {error}; give --env-file another file", path.display())),
+    };
+    let host_name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+    let given = Given { environment: &|name| std::env::var(name).ok(), dotenv, host_name };
+    config::command(&matches, &given).map_err(|error| error.to_string())
+}
+
+fn run_node(config: NodeConfig) -> ExitCode {
+    start_log(&config);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("cannot start threads: {error}")),
+    };
+    let ended = runtime.block_on(async {
+        let stop = CancellationToken::new();
+        tokio::spawn(watch_signals(stop.clone()));
+        run::run(config, stop).await
+    });
+    // Threads inside a system call are not waited for: nothing that matters is left to do.
+    runtime.shutdown_background();
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error.to_string()),
+    }
+}
+
+fn fail(problem: &str) -> ExitCode {
+    tracing::error!("{problem}");
+    eprintln!("cairn-node: {problem}");
+    ExitCode::from(FAILED)
+}
+
+fn start_log(config: &NodeConfig) {
+    let log = tracing_subscriber::fmt().with_env_filter(&config.log).with_writer(io::stderr);
+    match config.log_format {
+        LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+}
+
+/// The first signal stops the node in order, the second at once.
+async fn watch_signals(stop: CancellationToken) {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::error!("signals cannot be watched; the node will stop without order");
+        return;
+    };
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        if stop.is_cancelled() {
+            tracing::warn!("asked again: stopping at once");
+            std::process::exit(i32::from(FAILED));
+        }
+        stop.cancel();
+    }
+}
+
+fn init_secrets(wanted: &InitSecrets) -> ExitCode {
+    match secrets::init(&wanted.folder, &wanted.cluster, &wanted.hosts, &RealClock::default(), &RealRandom) {
+        Ok(made) => {
+            for path in &made.new {
+                println!("made {}", path.display());
+            }
+            if made.new.is_empty() {
+                println!("everything is there already; nothing was changed");
+            }
+            println!("clients need {} and {}", made.files.authority_certificate.display(), made.files.client_token.display());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("cairn-node: {error}");
+            ExitCode::from(FAILED)
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! From settings to a node that serves, and to its end: what the program does between its first lines and its last.
+
+use std::{io, net::Ipv6Addr, path::Path, sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    api::Limits,
+    chunks::{Kek, KekError},
+    config::NodeConfig,
+    env::{
+        Env, OpenMode, Protocol,
+        real::{RealClock, RealDisk, RealRandom, RealThreads},
+    },
+    meta::{self, ConnectError, url::DatabaseUrl},
+    node::{self, Budgets, NodeOptions, RunningNode, ServeError, ServeOptions, Timings},
+    tls::{CredentialError, TlsFiles, TlsNetwork, TlsOptions},
+};
+
+/// Requests that go on get so long when the node stops. With the time that the node itself takes it stays within the
+/// half minute that Kubernetes gives.
+const DRAIN: Duration = Duration::from_secs(20);
+const MAX_KEK_FILE_BYTES: u64 = 4_096;
+
+/// Why the node does not run, or runs no more.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Credentials(#[from] CredentialError),
+    #[error("KEK_FILE {path:?} cannot be read: {error}; give the path of a file that this user may read")]
+    KekUnreadable { path: std::path::PathBuf, error: io::Error },
+    #[error("KEK_FILE: {0}")]
+    Kek(#[from] KekError),
+    #[error(transparent)]
+    Meta(#[from] ConnectError),
+    #[error("{0}; choose another port or address (GRPC_PORT, HTTP_PORT, BIND_HOST), or end what uses it")]
+    Listen(io::Error),
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    #[error("another node has taken this node's name; give every node a NODE_NAME of its own")]
+    NameTaken,
+}
+
+/// Runs a node in the real world until `stop`. Must be called inside a tokio runtime.
+pub async fn run(config: NodeConfig, stop: CancellationToken) -> Result<(), RunError> {
+    let clock = Arc::new(RealClock::default());
+    let files = TlsFiles {
+        certificate: config.tls_cert_file.clone(),
+        key: config.tls_key_file.clone(),
+        authority: config.tls_ca_file.clone(),
+    };
+    let network = TlsNetwork::open(files, TlsOptions::default(), clock.clone())?;
+    check_name(&network, &config)?;
+    let env = Env {
+        clock,
+        random: Arc::new(RealRandom),
+        disk: Arc::new(RealDisk),
+        network: Arc::new(network),
+        threads: Arc::new(RealThreads),
+    };
+    let started = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Ok(()),
+        started = start(env, &config) => started?,
+    };
+    let node = started;
+    info!(
+        node = config.node_name,
+        grpc = node.grpc_address(),
+        https = node.http_address(),
+        version = env!("CARGO_PKG_VERSION"),
+        "serving"
+    );
+    let lost = node.stopping();
+    let asked = tokio::select! {
+        biased;
+        () = stop.cancelled() => true,
+        () = lost.cancelled() => false,
+    };
+    info!(drain_s = DRAIN.as_secs(), "stopping");
+    node.stop(DRAIN).await;
+    if asked { Ok(()) } else { Err(RunError::NameTaken) }
+}
+
+/// A node that no other node could call must not join a cluster; alone it does no harm.
+fn check_name(network: &TlsNetwork, config: &NodeConfig) -> Result<(), CredentialError> {
+    match network.check_own_name(&config.advertise_host) {
+        Err(error) if matches!(config.database_url, DatabaseUrl::Embedded { .. }) => {
+            warn!(%error, "clients that use this name will refuse the certificate");
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+/// Starts a node, with the seams given, as the settings say.
+pub async fn start(env: Env, config: &NodeConfig) -> Result<RunningNode, RunError> {
+    let kek = Arc::new(read_kek(&env, &config.kek_file).await?);
+    let listen = async |port, protocol| {
+        env.network.listen(&join(&config.bind_host, port), protocol).await.map_err(RunError::Listen)
+    };
+    let grpc = listen(config.grpc_port, Protocol::Grpc).await?;
+    let http = listen(config.http_port, Protocol::Http).await?;
+    let port = match config.advertise_port {
+        Some(port) => port,
+        None => port_of(&grpc.address()).unwrap_or(config.grpc_port),
+    };
+    let meta = meta::connect(&config.database_url, env.clone()).await?;
+    let options = NodeOptions {
+        cluster: config.cluster_name.clone(),
+        name: config.node_name.clone(),
+        zone: config.zone.clone(),
+        folder: config.data_dir.clone(),
+        advertise: join(&config.advertise_host, port),
+        capacity_bytes: config.capacity_bytes,
+        kek,
+        expected_nodes: config.expected_nodes,
+        timings: Timings::default(),
+        budgets: Budgets::default(),
+    };
+    let serve = ServeOptions { grpc, http, tokens: config.client_tokens_file.clone(), limits: Limits::default() };
+    Ok(node::serve(env, options, meta, serve).await?)
+}
+
+async fn read_kek(env: &Env, path: &Path) -> Result<Kek, RunError> {
+    let (disk, owned) = (env.disk.clone(), path.to_owned());
+    let read = move || -> io::Result<Vec<u8>> {
+        let file = disk.open(&owned, OpenMode::Read)?;
+        let mut content = vec![0; file.size()?.min(MAX_KEK_FILE_BYTES) as usize];
+        file.read_at(&mut content, 0)?;
+        Ok(content)
+    };
+    let content = env.blocking(read).await;
+    let content = content.map_err(|error| RunError::KekUnreadable { path: path.to_owned(), error })?;
+    Ok(Kek::parse(&content)?)
+}
+
+/// `host:port`, with the brackets that IPv6 needs.
+fn join(host: &str, port: u16) -> String {
+    match host.parse::<Ipv6Addr>() {
+        Ok(address) => format!("[{address}]:{port}"),
+        Err(_) => format!("{host}:{port}"),
+    }
+}
+
+fn port_of(address: &str) -> Option<u16> {
+    address.rsplit_once(':')?.1.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        assert_eq!(join("node-1", 5), "node-1:5");
+        assert_eq!(join("::1", 5), "[::1]:5");
+        assert_eq!(port_of("[::1]:5"), Some(5));
+        assert_eq!(port_of("x"), None);
+    }
+}
