@@ -118,6 +118,8 @@ pub struct InitSecrets {
     pub folder: PathBuf,
     pub cluster: String,
     pub hosts: Vec<String>,
+    /// Empty: no etcd of our own.
+    pub etcd_hosts: Vec<String>,
 }
 
 /// What the command line asks for.
@@ -169,6 +171,11 @@ pub fn grammar() -> clap::Command {
         .value_name("HOST,…")
         .value_delimiter(',')
         .help("Names and addresses of the nodes; localhost is always included");
+    let etcd_hosts = clap::Arg::new("etcd-hosts")
+        .long("etcd-hosts")
+        .value_name("HOST,…")
+        .value_delimiter(',')
+        .help("The same for an etcd that is to have a certificate of this CA");
     let cluster = clap::Arg::new("cluster")
         .long("cluster")
         .value_name("NAME")
@@ -176,7 +183,7 @@ pub fn grammar() -> clap::Command {
         .help("Name of the cluster");
     let init = clap::Command::new("init-secrets")
         .about("Makes CA, certificates, key-encryption key and a client's token where they are missing; changes nothing that exists")
-        .args([folder, hosts, cluster]);
+        .args([folder, hosts, etcd_hosts, cluster]);
     clap::Command::new("cairn-node")
         .version(env!("CARGO_PKG_VERSION"))
         .about("A storage node of Cairn. Without a command, it runs the node.")
@@ -201,12 +208,15 @@ fn flag_of(name: &str) -> &'static str {
 pub fn command(matches: &ArgMatches, given: &Given<'_>) -> Result<Command, ConfigError> {
     if let Some(("init-secrets", matches)) = matches.subcommand() {
         let text = |name: &str| matches.get_one::<String>(name).cloned().unwrap_or_default();
-        let hosts = matches.get_many::<String>("hosts").unwrap_or_default();
-        let hosts = hosts.map(|host| host.trim().to_owned()).filter(|host| !host.is_empty()).collect();
+        let list = |name: &str| {
+            let hosts = matches.get_many::<String>(name).unwrap_or_default();
+            hosts.map(|host| host.trim().to_owned()).filter(|host| !host.is_empty()).collect()
+        };
         return Ok(Command::InitSecrets(InitSecrets {
             folder: text("folder").into(),
             cluster: text("cluster"),
-            hosts,
+            hosts: list("hosts"),
+            etcd_hosts: list("etcd-hosts"),
         }));
     }
     Ok(Command::Run(Box::new(node_config(matches, given)?)))

@@ -39,7 +39,8 @@ fn command() -> Result<Command, String> {
         Err(error) if error.kind() == io::ErrorKind::NotFound && named.is_none() => None,
         Err(error) => return Err(format!("{}: {error}; give --env-file another file", path.display())),
     };
-    let host_name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+    let host_name =
+        std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
     let given = Given { environment: &|name| std::env::var(name).ok(), dotenv, host_name };
     config::command(&matches, &given).map_err(|error| error.to_string())
 }
@@ -79,7 +80,8 @@ fn start_log(config: &NodeConfig) {
 
 /// The first signal stops the node in order, the second at once.
 async fn watch_signals(stop: CancellationToken) {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         tracing::error!("signals cannot be watched; the node will stop without order");
         return;
@@ -98,7 +100,16 @@ async fn watch_signals(stop: CancellationToken) {
 }
 
 fn init_secrets(wanted: &InitSecrets) -> ExitCode {
-    match secrets::init(&wanted.folder, &wanted.cluster, &wanted.hosts, &RealClock::default(), &RealRandom) {
+    let (clock, random) = (RealClock::default(), RealRandom);
+    let made = secrets::init(&wanted.folder, &wanted.cluster, &wanted.hosts, &clock, &random).and_then(
+        |mut made| {
+            if !wanted.etcd_hosts.is_empty() {
+                made.new.extend(secrets::init_etcd(&wanted.folder, &wanted.etcd_hosts, &clock)?.new);
+            }
+            Ok(made)
+        },
+    );
+    match made {
         Ok(made) => {
             for path in &made.new {
                 println!("made {}", path.display());
@@ -106,7 +117,8 @@ fn init_secrets(wanted: &InitSecrets) -> ExitCode {
             if made.new.is_empty() {
                 println!("everything is there already; nothing was changed");
             }
-            println!("clients need {} and {}", made.files.authority_certificate.display(), made.files.client_token.display());
+            let (authority, token) = (&made.files.authority_certificate, &made.files.client_token);
+            println!("clients need {} and {}", authority.display(), token.display());
             ExitCode::SUCCESS
         }
         Err(error) => {

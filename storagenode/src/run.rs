@@ -44,27 +44,12 @@ pub enum RunError {
 
 /// Runs a node in the real world until `stop`. Must be called inside a tokio runtime.
 pub async fn run(config: NodeConfig, stop: CancellationToken) -> Result<(), RunError> {
-    let clock = Arc::new(RealClock::default());
-    let files = TlsFiles {
-        certificate: config.tls_cert_file.clone(),
-        key: config.tls_key_file.clone(),
-        authority: config.tls_ca_file.clone(),
-    };
-    let network = TlsNetwork::open(files, TlsOptions::default(), clock.clone())?;
-    check_name(&network, &config)?;
-    let env = Env {
-        clock,
-        random: Arc::new(RealRandom),
-        disk: Arc::new(RealDisk),
-        network: Arc::new(network),
-        threads: Arc::new(RealThreads),
-    };
-    let started = tokio::select! {
+    let env = real_env(&config)?;
+    let node = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
         started = start(env, &config) => started?,
     };
-    let node = started;
     info!(
         node = config.node_name,
         grpc = node.grpc_address(),
@@ -81,6 +66,25 @@ pub async fn run(config: NodeConfig, stop: CancellationToken) -> Result<(), RunE
     info!(drain_s = DRAIN.as_secs(), "stopping");
     node.stop(DRAIN).await;
     if asked { Ok(()) } else { Err(RunError::NameTaken) }
+}
+
+/// The real world, seen with the node's certificate. Must be called inside a tokio runtime.
+fn real_env(config: &NodeConfig) -> Result<Env, CredentialError> {
+    let clock = Arc::new(RealClock::default());
+    let files = TlsFiles {
+        certificate: config.tls_cert_file.clone(),
+        key: config.tls_key_file.clone(),
+        authority: config.tls_ca_file.clone(),
+    };
+    let network = TlsNetwork::open(files, TlsOptions::default(), clock.clone())?;
+    check_name(&network, config)?;
+    Ok(Env {
+        clock,
+        random: Arc::new(RealRandom),
+        disk: Arc::new(RealDisk),
+        network: Arc::new(network),
+        threads: Arc::new(RealThreads),
+    })
 }
 
 /// A node that no other node could call must not join a cluster; alone it does no harm.
@@ -119,7 +123,8 @@ pub async fn start(env: Env, config: &NodeConfig) -> Result<RunningNode, RunErro
         timings: Timings::default(),
         budgets: Budgets::default(),
     };
-    let serve = ServeOptions { grpc, http, tokens: config.client_tokens_file.clone(), limits: Limits::default() };
+    let serve =
+        ServeOptions { grpc, http, tokens: config.client_tokens_file.clone(), limits: Limits::default() };
     Ok(node::serve(env, options, meta, serve).await?)
 }
 
@@ -149,14 +154,4 @@ fn port_of(address: &str) -> Option<u16> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses() {
-        assert_eq!(join("node-1", 5), "node-1:5");
-        assert_eq!(join("::1", 5), "[::1]:5");
-        assert_eq!(port_of("[::1]:5"), Some(5));
-        assert_eq!(port_of("x"), None);
-    }
-}
+mod tests;

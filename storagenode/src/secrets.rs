@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | `ca.crt`, `ca.key` | the cluster's CA, and its key | everybody; only [`Authority`] |
 //! | `node.crt`, `node.key` | one certificate for all nodes, with their host names | nodes (`TLS_CERT_FILE`, `TLS_KEY_FILE`) |
+//! | `etcd.crt`, `etcd.key` | one certificate for all members of an etcd, if asked for | etcd |
 //! | `operator.crt`, `operator.key` | for administration | people, with care |
 //! | `client.token` | a client's token | clients |
 //! | `tokens` | its name and SHA-256 | nodes (`CLIENT_TOKENS_FILE`) |
@@ -56,6 +57,8 @@ pub enum Role {
     Node,
     Operator,
     Client,
+    /// A member of an etcd of our own; no role in a cluster of nodes.
+    Etcd,
 }
 
 impl Role {
@@ -65,6 +68,7 @@ impl Role {
             Self::Node => "cairn:node",
             Self::Operator => "cairn:operator",
             Self::Client => "cairn:client",
+            Self::Etcd => "cairn:etcd",
         }
     }
 }
@@ -124,7 +128,7 @@ impl Authority {
         params.subject_alt_names = CertificateParams::new(hosts.to_vec()).map_err(failed)?.subject_alt_names;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        if role == Role::Node {
+        if matches!(role, Role::Node | Role::Etcd) {
             params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
         }
         let key = KeyPair::generate().map_err(failed)?;
@@ -164,6 +168,9 @@ pub struct SecretFiles {
     pub authority_key: PathBuf,
     pub node_certificate: PathBuf,
     pub node_key: PathBuf,
+    /// Only if asked for.
+    pub etcd_certificate: PathBuf,
+    pub etcd_key: PathBuf,
     pub operator_certificate: PathBuf,
     pub operator_key: PathBuf,
     pub client_token: PathBuf,
@@ -179,6 +186,8 @@ impl SecretFiles {
             authority_key: folder.join("ca.key"),
             node_certificate: folder.join("node.crt"),
             node_key: folder.join("node.key"),
+            etcd_certificate: folder.join("etcd.crt"),
+            etcd_key: folder.join("etcd.key"),
             operator_certificate: folder.join("operator.crt"),
             operator_key: folder.join("operator.key"),
             client_token: folder.join("client.token"),
@@ -197,7 +206,7 @@ pub struct Made {
 }
 
 /// Makes in `folder` what is missing there. `hosts` are the names and addresses by which nodes are reached
-/// (`localhost` and `127.0.0.1` are added). Blocks.
+/// (`localhost` and its addresses are added). Blocks.
 pub fn init(
     folder: &Path,
     cluster: &str,
@@ -208,33 +217,16 @@ pub fn init(
     fs::create_dir_all(folder).map_err(|error| SecretsError::Io { path: folder.to_owned(), error })?;
     let files = SecretFiles::in_folder(folder);
     let mut maker = Maker { new: Vec::new() };
-    let mut all_hosts = hosts.to_vec();
-    for local in ["localhost", "127.0.0.1", "::1"] {
-        if !all_hosts.iter().any(|host| host == local) {
-            all_hosts.push(local.to_owned());
-        }
-    }
-
     if maker.pair_is_missing(&files.authority_certificate, &files.authority_key)? {
         let authority = Authority::generate(cluster, clock)?;
         maker.write(&files.authority_key, authority.key(), SECRET)?;
         maker.write(&files.authority_certificate, authority.certificate(), PUBLIC)?;
     }
-    let authority = || -> Result<Authority, SecretsError> {
-        Ok(Authority::from_pem(read(&files.authority_certificate)?, read(&files.authority_key)?))
-    };
-    if maker.pair_is_missing(&files.node_certificate, &files.node_key)? {
-        let pair = authority()?.issue(Role::Node, cluster, &all_hosts, clock)?;
-        maker.write(&files.node_key, &pair.key, SECRET)?;
-        maker.write(&files.node_certificate, &pair.certificate, PUBLIC)?;
-    } else {
-        check_hosts(&files.node_certificate, &all_hosts)?;
-    }
-    if maker.pair_is_missing(&files.operator_certificate, &files.operator_key)? {
-        let pair = authority()?.issue(Role::Operator, "admin", &[], clock)?;
-        maker.write(&files.operator_key, &pair.key, SECRET)?;
-        maker.write(&files.operator_certificate, &pair.certificate, PUBLIC)?;
-    }
+    let hosts = with_localhost(hosts);
+    let (certificate, key) = (&files.node_certificate, &files.node_key);
+    maker.issue(&files, (certificate, key), (Role::Node, cluster), &hosts, clock)?;
+    let (certificate, key) = (&files.operator_certificate, &files.operator_key);
+    maker.issue(&files, (certificate, key), (Role::Operator, "admin"), &[], clock)?;
     if !files.tokens.exists() {
         if !files.client_token.exists() {
             let token = format!("cairn_{}", BASE64_URL_SAFE_NO_PAD.encode(random.bytes::<32>()));
@@ -247,6 +239,25 @@ pub fn init(
         maker.write(&files.kek, &format!("{}\n", BASE64_STANDARD.encode(random.bytes::<32>())), SECRET)?;
     }
     Ok(Made { files, new: maker.new })
+}
+
+/// Makes, after [`init`], a certificate for the members of an etcd that is reached by these names. Blocks.
+pub fn init_etcd(folder: &Path, hosts: &[String], clock: &dyn Clock) -> Result<Made, SecretsError> {
+    let files = SecretFiles::in_folder(folder);
+    let mut maker = Maker { new: Vec::new() };
+    let (certificate, key) = (&files.etcd_certificate, &files.etcd_key);
+    maker.issue(&files, (certificate, key), (Role::Etcd, "etcd"), &with_localhost(hosts), clock)?;
+    Ok(Made { files, new: maker.new })
+}
+
+fn with_localhost(hosts: &[String]) -> Vec<String> {
+    let mut all = hosts.to_vec();
+    for local in ["localhost", "127.0.0.1", "::1"] {
+        if !all.iter().any(|host| host == local) {
+            all.push(local.to_owned());
+        }
+    }
+    all
 }
 
 /// A line of CLIENT_TOKENS_FILE for a token that does not expire.
@@ -273,6 +284,24 @@ impl Maker {
             }
             (true, _) => Ok(false),
         }
+    }
+
+    /// Issues a certificate if there is none; one that is there must be good for all hosts.
+    fn issue(
+        &mut self,
+        files: &SecretFiles,
+        (certificate, key): (&Path, &Path),
+        (role, name): (Role, &str),
+        hosts: &[String],
+        clock: &dyn Clock,
+    ) -> Result<(), SecretsError> {
+        if !self.pair_is_missing(certificate, key)? {
+            return check_hosts(certificate, hosts);
+        }
+        let authority = Authority::from_pem(read(&files.authority_certificate)?, read(&files.authority_key)?);
+        let pair = authority.issue(role, name, hosts, clock)?;
+        self.write(key, &pair.key, SECRET)?;
+        self.write(certificate, &pair.certificate, PUBLIC)
     }
 
     /// Writes a file that does not exist, whole or not at all.
@@ -354,6 +383,15 @@ mod tests {
         assert!(error.contains("\"c\""), "{error}");
         fs::remove_file(&files.node_key).unwrap();
         assert!(matches!(run(folder.path(), &["a"]), Err(SecretsError::Half(_))));
+    }
+
+    #[test]
+    fn etcd_gets_its_own_certificate() {
+        let folder = tempfile::tempdir().unwrap();
+        run(folder.path(), &["a"]).unwrap();
+        let hosts = ["etcd-1".to_string()];
+        assert_eq!(init_etcd(folder.path(), &hosts, &RealClock::default()).unwrap().new.len(), 2);
+        assert!(init_etcd(folder.path(), &hosts, &RealClock::default()).unwrap().new.is_empty());
     }
 
     #[test]

@@ -83,7 +83,8 @@ pub(super) fn router(shell: &SharedShell) -> Router {
     let mut router = Router::new();
     for route in ROUTES {
         let (id, right) = (route.id, route.right);
-        let method = MethodFilter::try_from(route.method.clone()).expect("the routes' methods are usual ones");
+        let method =
+            MethodFilter::try_from(route.method.clone()).expect("the routes' methods are usual ones");
         let handler = (route.handler)(method)
             .layer(middleware::from_fn_with_state((shell.clone(), right), check_right))
             .layer(middleware::map_response(move |mut response: Response| async move {

@@ -135,8 +135,12 @@ fn secrets_are_asked_for_with_hosts() {
         ["cairn-node", "init-secrets", "--folder", "/certs", "--hosts", "n1, n2,", "--cluster", "c"];
     let matches = grammar().try_get_matches_from(arguments).unwrap();
     let given = Given { environment: &|_| None, dotenv: None, host_name: String::new() };
-    let expected =
-        InitSecrets { folder: "/certs".into(), cluster: "c".into(), hosts: vec!["n1".into(), "n2".into()] };
+    let expected = InitSecrets {
+        folder: "/certs".into(),
+        cluster: "c".into(),
+        hosts: vec!["n1".into(), "n2".into()],
+        etcd_hosts: vec![],
+    };
     assert_eq!(command(&matches, &given), Ok(Command::InitSecrets(expected)));
     assert!(grammar().try_get_matches_from(["cairn-node", "init-secrets"]).is_err());
     assert!(grammar().try_get_matches_from(["cairn-node", "--no-such-flag"]).is_err());

@@ -1,0 +1,208 @@
+//! One whole node, alone, over real TLS.
+
+use bytes::Bytes;
+use cairn_proto::v1::{
+    self, ErrorCode, files_client::FilesClient, peer_client::PeerClient, volumes_client::VolumesClient,
+};
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+
+use super::*;
+use crate::{api::status::code_of, config::LogFormat, secrets};
+
+struct Alone {
+    config: NodeConfig,
+    secrets: secrets::SecretFiles,
+    _folder: tempfile::TempDir,
+}
+
+fn alone() -> Alone {
+    let folder = tempfile::tempdir().unwrap();
+    let certs = folder.path().join("certs");
+    let made = secrets::init(&certs, "test", &[], &RealClock::default(), &RealRandom).unwrap();
+    let secrets = made.files;
+    let config = NodeConfig {
+        cluster_name: "test".into(),
+        node_name: "n1".into(),
+        zone: "z1".into(),
+        data_dir: folder.path().join("data"),
+        database_url: DatabaseUrl::Embedded { folder: folder.path().join("meta") },
+        grpc_port: 0,
+        http_port: 0,
+        bind_host: "127.0.0.1".into(),
+        advertise_host: "localhost".into(),
+        advertise_port: None,
+        tls_cert_file: secrets.node_certificate.clone(),
+        tls_key_file: secrets.node_key.clone(),
+        tls_ca_file: secrets.authority_certificate.clone(),
+        kek_file: secrets.kek.clone(),
+        client_tokens_file: secrets.tokens.clone(),
+        expected_nodes: 1,
+        capacity_bytes: None,
+        log: "info".into(),
+        log_format: LogFormat::Text,
+    };
+    Alone { config, secrets, _folder: folder }
+}
+
+impl Alone {
+    async fn start(&self) -> RunningNode {
+        let node = start(real_env(&self.config).unwrap(), &self.config).await.unwrap();
+        for _ in 0..600 {
+            if self.https(&node, "GET", "/readyz", "").await.0 == 200 {
+                return node;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("the node does not get ready");
+    }
+
+    fn token(&self) -> String {
+        format!("Bearer {}", std::fs::read_to_string(&self.secrets.client_token).unwrap())
+    }
+
+    /// Status and body of one request over HTTPS, with the client's token.
+    async fn https(&self, node: &RunningNode, method: &str, path: &str, body: &str) -> (u16, Bytes) {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(&self.secrets.authority_certificate).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+        let tcp = tokio::net::TcpStream::connect(node.http_address()).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let stream = tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(name, tcp).await.unwrap();
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let request = http::Request::builder()
+            .method(method)
+            .uri(format!("https://localhost{path}"))
+            .header("authorization", self.token())
+            .body(Full::new(Bytes::copy_from_slice(body.as_bytes())))
+            .unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        let status = response.status().as_u16();
+        (status, response.into_body().collect().await.unwrap().to_bytes())
+    }
+
+    async fn channel(&self, node: &RunningNode, identity: Option<(&Path, &Path)>) -> Channel {
+        let read = |path: &Path| std::fs::read(path).unwrap();
+        let mut tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(read(&self.secrets.authority_certificate)))
+            .domain_name("localhost");
+        if let Some((certificate, key)) = identity {
+            tls = tls.identity(Identity::from_pem(read(certificate), read(key)));
+        }
+        let endpoint = Endpoint::try_from(format!("https://{}", node.grpc_address())).unwrap();
+        endpoint.tls_config(tls).unwrap().connect().await.unwrap()
+    }
+
+    fn with_token<T>(&self, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        request.metadata_mut().insert("authorization", self.token().parse().unwrap());
+        request
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_alone_serves_files_over_tls_and_keeps_them() {
+    let alone = alone();
+    let node = alone.start().await;
+    let channel = alone.channel(&node, None).await;
+    let create = v1::CreateVolumeRequest { name: "v".into(), ..Default::default() };
+    VolumesClient::new(channel.clone()).create_volume(alone.with_token(create)).await.unwrap();
+    let header = v1::UploadHeader { volume: "v".into(), path: "a/ü".into(), ..Default::default() };
+    let parts = [
+        v1::upload_request::Part::Header(header),
+        v1::upload_request::Part::Data(Bytes::from(vec![7; 3 << 20])),
+        v1::upload_request::Part::Data(Bytes::from(vec![8; 3 << 20])),
+    ];
+    let messages = futures::stream::iter(parts.map(|part| v1::UploadRequest { part: Some(part) }));
+    let uploaded = FilesClient::new(channel).upload(alone.with_token(messages)).await.unwrap();
+    assert_eq!(uploaded.into_inner().file.unwrap().size_bytes, 6 << 20);
+
+    let file = "/v1/volumes/v/files/a/%C3%BC";
+    let (status, content) = alone.https(&node, "GET", file, "").await;
+    assert_eq!(status, 200);
+    assert!(
+        content.len() == 6 << 20 && content[..3 << 20].iter().all(|byte| *byte == 7) && content[3 << 20] == 8
+    );
+    assert_eq!(alone.https(&node, "PUT", "/v1/volumes/v/files/b", "hello").await.0, 200);
+    let (_, metrics) = alone.https(&node, "GET", "/metrics", "").await;
+    assert!(std::str::from_utf8(&metrics).unwrap().contains("cairn_received_bytes_total 6291461"));
+    let address = node.http_address().to_owned();
+    node.stop(Duration::from_secs(5)).await;
+    assert!(tokio::net::TcpStream::connect(address).await.is_err());
+
+    let node = alone.start().await;
+    assert_eq!(
+        alone.https(&node, "GET", "/v1/volumes/v/files/b", "").await,
+        (200, Bytes::from_static(b"hello"))
+    );
+    assert_eq!(alone.https(&node, "GET", file, "").await.1, content);
+    node.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_nodes_reach_the_peer_service() {
+    let alone = alone();
+    let node = alone.start().await;
+    let secrets = &alone.secrets;
+    let hello = async |identity| {
+        let mut client = PeerClient::new(alone.channel(&node, identity).await);
+        let answer = client.hello(alone.with_token(v1::HelloRequest::default())).await;
+        answer.map(|answer| answer.into_inner().node).map_err(|status| code_of(&status))
+    };
+    assert_eq!(hello(None).await, Err(Some(ErrorCode::PermissionDenied)));
+    let operator = (&*secrets.operator_certificate, &*secrets.operator_key);
+    assert_eq!(hello(Some(operator)).await, Err(Some(ErrorCode::PermissionDenied)));
+    let peer = (&*secrets.node_certificate, &*secrets.node_key);
+    assert_eq!(hello(Some(peer)).await, Ok("n1".into()));
+    node.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test]
+async fn what_a_node_cannot_start_with_is_named() {
+    let alone = alone();
+    let stop = CancellationToken::new();
+    let refused = async |change: fn(&mut NodeConfig)| {
+        let mut config = alone.config.clone();
+        change(&mut config);
+        run(config, stop.clone()).await.unwrap_err().to_string()
+    };
+    let error = refused(|config| config.kek_file = "/no/such/file".into()).await;
+    assert!(error.contains("KEK_FILE") && error.contains("/no/such/file"), "{error}");
+    let error = refused(|config| config.kek_file = config.tls_ca_file.clone()).await;
+    assert!(error.contains("openssl rand"), "{error}");
+    let error = refused(|config| config.tls_key_file = config.tls_ca_file.clone()).await;
+    assert!(error.contains("private key"), "{error}");
+    let error = refused(|config| config.client_tokens_file = config.tls_ca_file.clone()).await;
+    assert!(error.contains("CLIENT_TOKENS_FILE, line 1"), "{error}");
+    let error = refused(|config| {
+        config.advertise_host = "elsewhere".into();
+        config.database_url = "etcd://127.0.0.1:1/x".parse().unwrap();
+    });
+    assert!(error.await.contains("ADVERTISE_HOST"));
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut config = alone.config.clone();
+    config.http_port = taken.local_addr().unwrap().port();
+    let error = run(config, stop.clone()).await.unwrap_err().to_string();
+    assert!(error.contains("HTTP_PORT"), "{error}");
+    stop.cancel();
+    run(alone.config.clone(), stop).await.unwrap();
+}
+
+#[test]
+fn addresses() {
+    assert_eq!(join("node-1", 5), "node-1:5");
+    assert_eq!(join("::1", 5), "[::1]:5");
+    assert_eq!(port_of("[::1]:5"), Some(5));
+    assert_eq!(port_of("x"), None);
+}
