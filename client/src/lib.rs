@@ -80,12 +80,15 @@ impl Client {
     /// Must be called on a Tokio runtime.
     pub fn connect(config: ClientConfig) -> Result<Self> {
         let pool = Pool::new(&config)?;
-        let supervisor = config.supervisor.clone().map(|address| {
-            Pool::new(&ClientConfig { endpoints: vec![address], ..config.clone() })
-        });
+        let supervisor = config
+            .supervisor
+            .clone()
+            .map(|address| Pool::new(&ClientConfig { endpoints: vec![address], ..config.clone() }));
         let supervisor = supervisor.transpose()?;
         let ClientConfig { limits, credentials, .. } = config;
-        let client = Self { shared: Arc::new(Shared { pool, supervisor, limits, credentials, token: Mutex::new(None) }) };
+        let client = Self {
+            shared: Arc::new(Shared { pool, supervisor, limits, credentials, token: Mutex::new(None) }),
+        };
         // A token that cannot be read is found out now rather than at the first call.
         client.authorization()?;
         Ok(client)
@@ -129,7 +132,13 @@ impl Client {
         self.unary_at(self.pool(), repeat, message, call).await
     }
 
-    pub(crate) async fn unary_at<M, T, F, Fut>(&self, pool: &Pool, repeat: Repeat, message: M, call: F) -> Result<T>
+    pub(crate) async fn unary_at<M, T, F, Fut>(
+        &self,
+        pool: &Pool,
+        repeat: Repeat,
+        message: M,
+        call: F,
+    ) -> Result<T>
     where
         M: Clone,
         F: Fn(Arc<Node>, tonic::Request<M>) -> Fut,

@@ -21,7 +21,9 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{ApiResource, DeleteParams, DynamicObject, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
+    api::{
+        ApiResource, DeleteParams, DynamicObject, ObjectMeta, Patch, PatchParams, PostParams, Preconditions,
+    },
 };
 use serde_json::json;
 
@@ -86,7 +88,9 @@ impl Applier<'_> {
         // Ours are the fields that we render: the planner has made sure that the object is the cluster's.
         let params = PatchParams::apply(label::OPERATOR).force();
         let what = format!("{} {}", object.kind(), object.name());
-        api.patch(object.name(), &params, &Patch::Apply(object.to_value())).await.map_err(Self::kube(what))?;
+        api.patch(object.name(), &params, &Patch::Apply(object.to_value()))
+            .await
+            .map_err(Self::kube(what))?;
         Counters::add(&self.counters.writes);
         Ok(())
     }
@@ -105,7 +109,11 @@ impl Applier<'_> {
     }
 
     /// Made from what the other Secrets hold now, and written only over what was read.
-    async fn write_secret(&self, cluster: &StorageCluster, request: &SecretRequest) -> Result<(), ApplyError> {
+    async fn write_secret(
+        &self,
+        cluster: &StorageCluster,
+        request: &SecretRequest,
+    ) -> Result<(), ApplyError> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), self.namespace);
         let names = cluster.name_any();
         let names = Names { cluster: &names, namespace: self.namespace };
@@ -143,7 +151,9 @@ impl Applier<'_> {
             }
             Some(mut present) => {
                 present.data.get_or_insert_default().extend(entries);
-                api.replace(&request.name, &PostParams::default(), &present).await.map_err(Self::kube(what))?
+                api.replace(&request.name, &PostParams::default(), &present)
+                    .await
+                    .map_err(Self::kube(what))?
             }
         };
         Counters::add(&self.counters.writes);
@@ -169,7 +179,12 @@ impl Applier<'_> {
         ObjectMeta {
             name: Some(request.name.clone()),
             namespace: Some(self.namespace.to_owned()),
-            labels: Some(labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into_iter().collect::<BTreeMap<_, _>>()),
+            labels: Some(
+                labels
+                    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                    .into_iter()
+                    .collect::<BTreeMap<_, _>>(),
+            ),
             owner_references: request.owned.then(|| vec![owner]),
             ..ObjectMeta::default()
         }
@@ -217,8 +232,13 @@ impl Applier<'_> {
         let patch = json!({
             "metadata": { "finalizers": finalizers, "resourceVersion": volume.resource_version() },
         });
-        let (name, params) = (volume.name_any(), PatchParams { field_manager: Some(label::OPERATOR.to_owned()), ..PatchParams::default() });
-        api.patch(&name, &params, &Patch::Merge(patch)).await.map_err(Self::kube(format!("Volume {name}")))?;
+        let (name, params) = (
+            volume.name_any(),
+            PatchParams { field_manager: Some(label::OPERATOR.to_owned()), ..PatchParams::default() },
+        );
+        api.patch(&name, &params, &Patch::Merge(patch))
+            .await
+            .map_err(Self::kube(format!("Volume {name}")))?;
         Counters::add(&self.counters.writes);
         Ok(())
     }

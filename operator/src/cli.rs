@@ -182,7 +182,8 @@ async fn run_operator(arguments: RunArguments, stop: CancellationToken) -> Resul
         duration: Duration::from_secs(lease_seconds),
     };
     let namespace = namespace.filter(|namespace| !namespace.is_empty());
-    let options = run::Options { image: default_image, namespace, leader_elect, lease, health_address, concurrency };
+    let options =
+        run::Options { image: default_image, namespace, leader_elect, lease, health_address, concurrency };
     run::run(options, stop).await.map_err(|error| Failure::new(1, error))
 }
 
@@ -193,8 +194,9 @@ async fn run_local(arguments: LocalArguments, stop: CancellationToken) -> Result
 }
 
 fn start_log(filter: &str, format: LogFormat) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(filter)
-        .map_err(|error| Failure::new(2, format!("--log {filter:?}: {error}; write a level, such as info")))?;
+    let filter = EnvFilter::try_new(filter).map_err(|error| {
+        Failure::new(2, format!("--log {filter:?}: {error}; write a level, such as info"))
+    })?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // Threads are named after the nodes that they work for.
     let builder = builder.with_thread_names(true);
@@ -207,7 +209,8 @@ fn start_log(filter: &str, format: LogFormat) -> Result<(), Failure> {
 
 /// The first SIGINT or SIGTERM asks for an orderly end, the second one ends at once.
 fn watch_signals(stop: CancellationToken) -> Result<(), Failure> {
-    let listen = |kind| signal(kind).map_err(|error| Failure::new(1, format!("cannot listen for signals: {error}")));
+    let listen =
+        |kind| signal(kind).map_err(|error| Failure::new(1, format!("cannot listen for signals: {error}")));
     let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
     tokio::spawn(async move {
         loop {

@@ -76,7 +76,13 @@ pub enum ReconcileError {
 }
 
 impl Shared {
-    pub fn new(client: Client, image: String, counters: Arc<Counters>, identity: &str, stop: CancellationToken) -> Self {
+    pub fn new(
+        client: Client,
+        image: String,
+        counters: Arc<Counters>,
+        identity: &str,
+        stop: CancellationToken,
+    ) -> Self {
         Self {
             events: Events::new(client.clone(), identity, counters.clone()),
             client,
@@ -182,12 +188,20 @@ async fn volumes(shared: Arc<Shared>, scope: &Scope, concurrency: u16) {
     let store = controller.store();
     let stop = shared.stop.clone();
     controller
-        .watches(scope.api::<StorageCluster>(&client), watcher::Config::default(), move |cluster: StorageCluster| {
-            let (name, namespace) = (cluster.name_any(), cluster.namespace());
-            let refers = |volume: &Volume| volume.spec.cluster_ref.name == name && volume.namespace() == namespace;
-            let volumes = store.state().into_iter();
-            volumes.filter(|volume| refers(volume)).map(|volume| ObjectRef::from_obj(&*volume)).collect::<Vec<_>>()
-        })
+        .watches(
+            scope.api::<StorageCluster>(&client),
+            watcher::Config::default(),
+            move |cluster: StorageCluster| {
+                let (name, namespace) = (cluster.name_any(), cluster.namespace());
+                let refers =
+                    |volume: &Volume| volume.spec.cluster_ref.name == name && volume.namespace() == namespace;
+                let volumes = store.state().into_iter();
+                volumes
+                    .filter(|volume| refers(volume))
+                    .map(|volume| ObjectRef::from_obj(&*volume))
+                    .collect::<Vec<_>>()
+            },
+        )
         .with_config(controller::Config::default().concurrency(concurrency).debounce(DEBOUNCE))
         .graceful_shutdown_on(stop.cancelled_owned())
         .run(
@@ -202,9 +216,19 @@ async fn volumes(shared: Arc<Shared>, scope: &Scope, concurrency: u16) {
 }
 
 /// Looks at the cluster again when one of its objects of kind `K` changes. Only metadata is sent: no bytes of Secrets.
-fn watch_labelled<K>(controller: Controller<StorageCluster>, scope: &Scope, client: &Client) -> Controller<StorageCluster>
+fn watch_labelled<K>(
+    controller: Controller<StorageCluster>,
+    scope: &Scope,
+    client: &Client,
+) -> Controller<StorageCluster>
 where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Send
+        + Sync
+        + 'static,
 {
     let api: Api<PartialObjectMeta<K>> = match &scope.0 {
         Some(namespace) => Api::namespaced(client.clone(), namespace),
@@ -224,7 +248,9 @@ where
     E: std::error::Error + 'static,
 {
     match result {
-        Err(controller::Error::QueueError(error)) => tracing::warn!(%error, "a watch broke off and is begun again"),
+        Err(controller::Error::QueueError(error)) => {
+            tracing::warn!(%error, "a watch broke off and is begun again")
+        }
         Ok(_) | Err(_) => {}
     }
 }

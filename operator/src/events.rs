@@ -32,7 +32,8 @@ pub struct Events {
 
 impl Events {
     pub fn new(client: Client, identity: &str, counters: Arc<Counters>) -> Self {
-        let reporter = Reporter { controller: label::OPERATOR.to_owned(), instance: Some(identity.to_owned()) };
+        let reporter =
+            Reporter { controller: label::OPERATOR.to_owned(), instance: Some(identity.to_owned()) };
         Self { recorder: Recorder::new(client, reporter), counters, failures: Mutex::default() }
     }
 
@@ -46,8 +47,16 @@ impl Events {
         self.changed(volume, before, &status.conditions).await;
     }
 
-    async fn changed<K: Resource<DynamicType = ()>>(&self, resource: &K, before: &[Condition], after: &[Condition]) {
-        self.failures.lock().expect("nobody panics while holding it").remove(&resource.uid().unwrap_or_default());
+    async fn changed<K: Resource<DynamicType = ()>>(
+        &self,
+        resource: &K,
+        before: &[Condition],
+        after: &[Condition],
+    ) {
+        self.failures
+            .lock()
+            .expect("nobody panics while holding it")
+            .remove(&resource.uid().unwrap_or_default());
         if let Some((type_, condition)) = worth_telling(before, after) {
             self.publish(resource, type_, &condition.reason, &condition.message, "Reconcile").await;
         }
@@ -94,7 +103,8 @@ impl Events {
 
 /// The condition that changed and says most.
 fn worth_telling<'a>(before: &[Condition], after: &'a [Condition]) -> Option<(EventType, &'a Condition)> {
-    let find = |conditions: &'a [Condition], kind: &str| conditions.iter().find(|condition| condition.type_ == kind);
+    let find =
+        |conditions: &'a [Condition], kind: &str| conditions.iter().find(|condition| condition.type_ == kind);
     let was = |kind: &str| before.iter().find(|condition| condition.type_ == kind);
     let changed = |kind: &str| {
         let now = find(after, kind)?;

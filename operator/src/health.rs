@@ -20,7 +20,11 @@ pub async fn serve(
     let is_ready = move || {
         let ready = ready.is_cancelled();
         async move {
-            if ready { (StatusCode::OK, "ok\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "the API server is not reached yet\n") }
+            if ready {
+                (StatusCode::OK, "ok\n")
+            } else {
+                (StatusCode::SERVICE_UNAVAILABLE, "the API server is not reached yet\n")
+            }
         }
     };
     let router = Router::new()
@@ -28,7 +32,8 @@ pub async fn serve(
         .route("/readyz", get(is_ready))
         .route("/metrics", get(move || std::future::ready(counters.to_text())));
     tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await {
+        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+        {
             tracing::error!(%error, "health is served no more");
         }
     });

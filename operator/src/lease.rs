@@ -51,8 +51,10 @@ pub enum LeaseError {
     Taken { holder: String },
     #[error("the Lease could not be renewed for {} s: {problem}", after.as_secs())]
     NotRenewed { after: Duration, problem: String },
-    #[error("the API server does not let this operator use Lease {namespace}/{name} ({problem}); give it get, create and \
-             update on leases there")]
+    #[error(
+        "the API server does not let this operator use Lease {namespace}/{name} ({problem}); give it get, create and \
+             update on leases there"
+    )]
     Forbidden { namespace: String, name: String, problem: String },
 }
 
@@ -86,7 +88,10 @@ impl Elector {
         let mut seen: Option<Seen> = None;
         let mut told = String::new();
         loop {
-            let attempt = tokio::time::timeout(self.options.period().max(Duration::from_secs(1)), self.attempt(&mut seen));
+            let attempt = tokio::time::timeout(
+                self.options.period().max(Duration::from_secs(1)),
+                self.attempt(&mut seen),
+            );
             let standing = match attempt.await {
                 Ok(Ok(Ok(held))) => return Ok(Some(held)),
                 Ok(Ok(Err(holder))) => format!("{holder} leads; standing by"),
@@ -136,7 +141,8 @@ impl Elector {
             *seen = Some(Seen { version, since: begun });
         }
         let unchanged = seen.as_ref().map_or(Duration::ZERO, |seen| begun - seen.since);
-        let theirs = Duration::from_secs(u64::try_from(spec.lease_duration_seconds.unwrap_or(0)).unwrap_or(0));
+        let theirs =
+            Duration::from_secs(u64::try_from(spec.lease_duration_seconds.unwrap_or(0)).unwrap_or(0));
         let free = holder.is_empty() || holder == self.options.identity;
         if !free && unchanged < theirs.max(self.options.duration) {
             return Ok(Err(holder));
@@ -189,7 +195,8 @@ impl Elector {
                 () = tokio::time::sleep(self.options.period().min(left)) => {}
             }
             let begun = Instant::now();
-            let limit = self.options.patience().saturating_sub(held.renewed.elapsed()).max(Duration::from_millis(50));
+            let limit =
+                self.options.patience().saturating_sub(held.renewed.elapsed()).max(Duration::from_millis(50));
             let lease = self.ours(Some(&held.lease));
             let params = PostParams::default();
             let renewal = self.leases.replace(&self.options.name, &params, &lease);
@@ -205,7 +212,12 @@ impl Elector {
     }
 
     /// After a conflict: somebody leads, or only touched our Lease, or an earlier renewal was done and not answered.
-    async fn look_again(&self, held: &mut Held, error: &kube::Error, limit: Duration) -> Result<(), LeaseError> {
+    async fn look_again(
+        &self,
+        held: &mut Held,
+        error: &kube::Error,
+        limit: Duration,
+    ) -> Result<(), LeaseError> {
         if !matches!(error, kube::Error::Api(status) if status.is_conflict() || status.is_not_found()) {
             return Ok(());
         }

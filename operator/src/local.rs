@@ -61,7 +61,9 @@ pub enum LocalError {
     Cluster { cluster: String, refusal: Refusal },
     #[error("Volume {volume}: {reason}")]
     Volume { volume: String, reason: String },
-    #[error("--host {0} is no address that others can connect to; give one of this machine, such as 127.0.0.1")]
+    #[error(
+        "--host {0} is no address that others can connect to; give one of this machine, such as 127.0.0.1"
+    )]
     Host(IpAddr),
     #[error(
         "{folder} holds cluster {installed}, and the manifests have cluster {wanted}; give the folder of that cluster, or \

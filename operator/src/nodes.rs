@@ -8,8 +8,8 @@ use std::{
 };
 
 use cairn_client::{
-    Client, ClientConfig, CreateVolume, Credentials, ErrorCode, IntendedNode, Limits, NodeState, Pem, StatusResponse,
-    VolumeState,
+    Client, ClientConfig, CreateVolume, Credentials, ErrorCode, IntendedNode, Limits, NodeState, Pem,
+    StatusResponse, VolumeState,
 };
 use cairn_crds::StorageCluster;
 use cairn_planner::{
@@ -72,13 +72,19 @@ impl Clusters {
     }
 
     /// Tells the nodes who they are to be, once per change (and once after a start of the operator).
-    pub async fn tell(&self, cluster: &StorageCluster, client: &Client, intent: &Intent) -> Result<(), String> {
+    pub async fn tell(
+        &self,
+        cluster: &StorageCluster,
+        client: &Client,
+        intent: &Intent,
+    ) -> Result<(), String> {
         let uid = cluster.uid().unwrap_or_default();
         if self.told(&uid).as_ref() == Some(intent) {
             return Ok(());
         }
         let nodes = intent.nodes.iter();
-        let nodes = nodes.map(|node| IntendedNode { name: node.name.clone(), zone: node.zone.clone() }).collect();
+        let nodes =
+            nodes.map(|node| IntendedNode { name: node.name.clone(), zone: node.zone.clone() }).collect();
         let telling = client.set_intent(intent_generation(cluster, intent.generation), nodes);
         match tokio::time::timeout(CALL_LIMIT, telling).await {
             Ok(Ok(_)) => {}
@@ -113,7 +119,8 @@ fn connect(endpoint: &str, certificate: &Secret) -> Result<Client, String> {
         let value = value.ok_or_else(|| format!("the operator's certificate has no entry {name}"))?;
         String::from_utf8(value.0.clone()).map(Pem::Text).map_err(|_| format!("{name} is no text"))
     };
-    let credentials = Credentials::Certificate { certificate: text(entry::CERTIFICATE)?, key: text(entry::KEY)? };
+    let credentials =
+        Credentials::Certificate { certificate: text(entry::CERTIFICATE)?, key: text(entry::KEY)? };
     let limits = Limits {
         connect_timeout: Duration::from_secs(3),
         attempt_timeout: Duration::from_secs(5),
@@ -152,7 +159,9 @@ fn read(status: &StatusResponse) -> NodesReport {
     let live = status.nodes.iter().filter(|node| node.state() == NodeState::NodeLive);
     NodesReport {
         live: live.map(|node| node.name.clone()).collect(),
-        capacity_bytes: bytes(status.nodes.iter().map(|node| node.capacity_bytes).fold(0, u64::saturating_add)),
+        capacity_bytes: bytes(
+            status.nodes.iter().map(|node| node.capacity_bytes).fold(0, u64::saturating_add),
+        ),
         used_bytes: bytes(status.nodes.iter().map(|node| node.used_bytes).fold(0, u64::saturating_add)),
         placement_groups: PlacementGroups {
             total: whole(status.placement_groups),
@@ -182,11 +191,18 @@ pub async fn stored(client: &Client, name: &str) -> Stored {
 
 /// A volume for [`Client::create_volume`].
 pub fn new_volume(name: String, copies: i32, chunk_size_bytes: i64) -> CreateVolume {
-    CreateVolume { name, copies: u32::try_from(copies).ok(), chunk_size_bytes: u32::try_from(chunk_size_bytes).ok() }
+    CreateVolume {
+        name,
+        copies: u32::try_from(copies).ok(),
+        chunk_size_bytes: u32::try_from(chunk_size_bytes).ok(),
+    }
 }
 
 /// The Secret with the operator's certificate, among those that were read.
-pub fn certificate<'a>(cluster: &StorageCluster, secrets: &'a BTreeMap<String, Secret>) -> Option<&'a Secret> {
+pub fn certificate<'a>(
+    cluster: &StorageCluster,
+    secrets: &'a BTreeMap<String, Secret>,
+) -> Option<&'a Secret> {
     let (name, namespace) = (cluster.name_any(), cluster.namespace().unwrap_or_default());
     secrets.get(&Names { cluster: &name, namespace: &namespace }.operator_certificate_secret())
 }
@@ -226,7 +242,8 @@ mod tests {
             ..Default::default()
         };
         let nodes = vec![node("a", NodeState::NodeLive), node("b", NodeState::NodeDown)];
-        let status = StatusResponse { nodes, placement_groups: 4, settled: 3, degraded: 1, ..Default::default() };
+        let status =
+            StatusResponse { nodes, placement_groups: 4, settled: 3, degraded: 1, ..Default::default() };
         let report = read(&status);
         assert_eq!(report.live.into_iter().collect::<Vec<_>>(), ["a"]);
         assert_eq!((report.capacity_bytes, report.used_bytes, report.placement_groups.degraded), (20, 6, 1));

@@ -19,10 +19,7 @@ use k8s_openapi::{
         policy::v1::PodDisruptionBudget,
     },
 };
-use kube::{
-    Api, Client, Resource, ResourceExt,
-    api::ListParams,
-};
+use kube::{Api, Client, Resource, ResourceExt, api::ListParams};
 use serde::de::DeserializeOwned;
 
 use crate::secrets;
@@ -37,7 +34,11 @@ pub struct Look {
 pub async fn look(client: &Client, cluster: &StorageCluster, default_image: &str) -> kube::Result<Look> {
     let (name, namespace) = (cluster.name_any(), cluster.namespace().unwrap_or_default());
     let names = Names { cluster: &name, namespace: &namespace };
-    let all = Reader { client, namespace: &namespace, params: ListParams::default().labels(&format!("{}={name}", label::CLUSTER)) };
+    let all = Reader {
+        client,
+        namespace: &namespace,
+        params: ListParams::default().labels(&format!("{}={name}", label::CLUSTER)),
+    };
     let mut observed = Observed::new(cluster.clone(), default_image);
     (
         observed.config_maps,
@@ -66,7 +67,10 @@ pub async fn look(client: &Client, cluster: &StorageCluster, default_image: &str
 /// As the spec names them, valid or not: bounded by the schema.
 fn set_names(cluster: &StorageCluster, names: &Names<'_>) -> Vec<String> {
     let pools = &cluster.spec.pools;
-    pools.iter().flat_map(|pool| pool.zones.iter().map(|zone| names.stateful_set(&pool.name, &zone.name))).collect()
+    pools
+        .iter()
+        .flat_map(|pool| pool.zones.iter().map(|zone| names.stateful_set(&pool.name, &zone.name)))
+        .collect()
 }
 
 struct Reader<'a> {
@@ -108,7 +112,9 @@ impl Reader<'_> {
             names.client_secret(),
         ];
         wanted.extend(cluster.spec.encryption.key_secret_name.clone());
-        wanted.extend(cluster.spec.metadata.as_ref().and_then(|metadata| metadata.etcd.tls_secret_name.clone()));
+        wanted.extend(
+            cluster.spec.metadata.as_ref().and_then(|metadata| metadata.etcd.tls_secret_name.clone()),
+        );
         let reads = wanted.iter().map(|name| api.get_opt(name));
         let found = futures::future::try_join_all(reads).await?;
         Ok(wanted.into_iter().zip(found).filter_map(|(name, secret)| Some((name, secret?))).collect())

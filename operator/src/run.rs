@@ -97,7 +97,13 @@ async fn lead<T>(
 ) -> Option<T> {
     counters.leading.store(1, Ordering::Relaxed);
     let leading = CancellationToken::new();
-    let shared = Shared::new(client, options.image.clone(), counters.clone(), &options.lease.identity, leading.clone());
+    let shared = Shared::new(
+        client,
+        options.image.clone(),
+        counters.clone(),
+        &options.lease.identity,
+        leading.clone(),
+    );
     let controllers = controller::run(Arc::new(shared), scope, options.concurrency);
     tokio::pin!(controllers);
     let ended = tokio::select! {

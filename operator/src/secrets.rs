@@ -11,8 +11,8 @@ use cairn_planner::{
 use k8s_openapi::{ByteString, api::core::v1::Secret, jiff::Timestamp};
 use rand::RngCore;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose,
 };
 use sha2::{Digest, Sha256};
 use x509_parser::{extensions::GeneralName, pem::parse_x509_pem};
@@ -66,8 +66,12 @@ pub fn make(
         SecretKind::Key => vec![(entry::KEK, format!("{}\n", BASE64_STANDARD.encode(random())).into_bytes())],
         SecretKind::Client => {
             let kept = value(sources.present.as_ref(), entry::TOKEN);
-            let token = kept.unwrap_or_else(|| format!("cairn_{}", BASE64_URL_SAFE_NO_PAD.encode(random())).into());
-            vec![(entry::TOKEN, token), (entry::CA_CERTIFICATE, needed(sources.authority.as_ref(), entry::CA_CERTIFICATE)?)]
+            let token =
+                kept.unwrap_or_else(|| format!("cairn_{}", BASE64_URL_SAFE_NO_PAD.encode(random())).into());
+            vec![
+                (entry::TOKEN, token),
+                (entry::CA_CERTIFICATE, needed(sources.authority.as_ref(), entry::CA_CERTIFICATE)?),
+            ]
         }
         SecretKind::Tokens => {
             let token = needed(sources.client.as_ref(), entry::TOKEN)?;
@@ -94,7 +98,10 @@ fn value(secret: Option<&Secret>, name: &str) -> Option<Vec<u8>> {
 fn needed(secret: Option<&Secret>, name: &'static str) -> Result<Vec<u8>, SecretError> {
     value(secret, name).ok_or_else(|| {
         let secret = secret.and_then(|secret| secret.metadata.name.clone());
-        SecretError::SourceMissing(format!("{} with the entry {name}", secret.as_deref().unwrap_or("of the CA or client")))
+        SecretError::SourceMissing(format!(
+            "{} with the entry {name}",
+            secret.as_deref().unwrap_or("of the CA or client")
+        ))
     })
 }
 
@@ -178,7 +185,8 @@ pub fn fact(secret: &Secret) -> SecretFact {
         ..SecretFact::default()
     };
     let is_authority = fact.entries.contains(entry::CA_KEY);
-    let certificate = bytes(entry::CERTIFICATE).or_else(|| bytes(entry::CA_CERTIFICATE).filter(|_| is_authority));
+    let certificate =
+        bytes(entry::CERTIFICATE).or_else(|| bytes(entry::CA_CERTIFICATE).filter(|_| is_authority));
     if let Some(pem) = certificate {
         read_certificate(&pem, &mut fact);
     }
@@ -269,7 +277,10 @@ mod tests {
         let tokens = made(SecretKind::Tokens, &sources);
         let text = String::from_utf8(value(Some(&tokens), entry::TOKENS).unwrap()).unwrap();
         assert_eq!(text.lines().count(), 3, "{text}");
-        assert!(text.contains("# people") && text.contains("backup abab") && !text.contains("cdcd"), "{text}");
+        assert!(
+            text.contains("# people") && text.contains("backup abab") && !text.contains("cdcd"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -25,10 +25,20 @@ impl Counters {
     /// In Prometheus' text format.
     pub fn to_text(&self) -> String {
         let all: [(&str, &str, &str, &AtomicU64); 7] = [
-            ("cairn_operator_writes_total", "counter", "Objects written or deleted in Kubernetes", &self.writes),
+            (
+                "cairn_operator_writes_total",
+                "counter",
+                "Objects written or deleted in Kubernetes",
+                &self.writes,
+            ),
             ("cairn_operator_status_writes_total", "counter", "Statuses written", &self.status_writes),
             ("cairn_operator_events_total", "counter", "Events published", &self.events),
-            ("cairn_operator_lease_writes_total", "counter", "Renewals of the leader's Lease", &self.lease_writes),
+            (
+                "cairn_operator_lease_writes_total",
+                "counter",
+                "Renewals of the leader's Lease",
+                &self.lease_writes,
+            ),
             ("cairn_operator_reconciles_total", "counter", "Looks at a resource", &self.reconciles),
             ("cairn_operator_failures_total", "counter", "Looks that ended with an error", &self.failures),
             ("cairn_operator_leading", "gauge", "1 while this process leads", &self.leading),

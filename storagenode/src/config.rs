@@ -3,11 +3,14 @@
 //!
 //! All mistakes are told at once, each with where the value came from and what would be right.
 
-use std::{collections::HashMap, fmt, path::PathBuf, sync::OnceLock};
+use std::{collections::HashMap, fmt, path::PathBuf, sync::OnceLock, time::Duration};
 
 use clap::ArgMatches;
 
-use crate::meta::url::{ClientCertificate, DatabaseUrl, EtcdTls};
+use crate::{
+    meta::url::{ClientCertificate, DatabaseUrl, EtcdTls},
+    node::Timings,
+};
 
 mod dotenv;
 mod quantity;
@@ -69,6 +72,25 @@ const SETTINGS: &[Setting] = &[
         Some("1"),
         "Nodes to wait for before files are placed for the first time",
     ),
+    setting(
+        "LEASE_SECONDS",
+        "SECONDS",
+        Some("10"),
+        "A node that has not been heard of for so long counts as down (2 to 300)",
+    ),
+    setting(
+        "REPAIR_SECONDS",
+        "SECONDS",
+        Some("5"),
+        "Between comparisons with other nodes, at rest (1 to 3600)",
+    ),
+    setting("TICK_SECONDS", "SECONDS", Some("60"), "Length of a tick, by which ages are counted (1 to 3600)"),
+    setting(
+        "COLLECT_AFTER_TICKS",
+        "COUNT",
+        Some("15"),
+        "Ticks that deleted content rests, for downloads that have begun (1 to 100000)",
+    ),
     setting("CAPACITY", "BYTES", None, "How much of the disk to use, such as 100Gi [default: all of it]"),
     setting(
         "LOG",
@@ -106,6 +128,7 @@ pub struct NodeConfig {
     pub kek_file: PathBuf,
     pub client_tokens_file: PathBuf,
     pub expected_nodes: usize,
+    pub timings: Timings,
     /// `None`: the whole file system.
     pub capacity_bytes: Option<u64>,
     pub log: String,
@@ -246,6 +269,7 @@ fn node_config(matches: &ArgMatches, given: &Given<'_>) -> Result<NodeConfig, Co
         kek_file: reader.read("KEK_FILE", None, path),
         client_tokens_file: reader.read("CLIENT_TOKENS_FILE", None, path),
         expected_nodes: reader.read("EXPECTED_NODES", None, count),
+        timings: reader.timings(),
         capacity_bytes: reader.optional("CAPACITY", quantity::parse),
         log: reader.read("LOG", None, filter),
         log_format: reader.read("LOG_FORMAT", None, log_format).unwrap_or(LogFormat::Text),
@@ -306,6 +330,23 @@ impl Reader<'_> {
             self.problems.push(format!("{source}: {problem}"));
             T::default()
         })
+    }
+
+    fn timings(&mut self) -> Timings {
+        let mut between = |name: &str, least: u64, most: u64| {
+            let parse = |text: &str| match text.parse() {
+                Ok(value) if (least..=most).contains(&value) => Ok(value),
+                _ => Err(format!("{text:?} is not a whole number from {least} to {most}")),
+            };
+            self.read(name, None, parse)
+        };
+        Timings {
+            lease: Duration::from_secs(between("LEASE_SECONDS", 2, 300)),
+            repair: Duration::from_secs(between("REPAIR_SECONDS", 1, 3_600)),
+            tick: Duration::from_secs(between("TICK_SECONDS", 1, 3_600)),
+            collect_after_ticks: between("COLLECT_AFTER_TICKS", 1, 100_000),
+            ..Timings::default()
+        }
     }
 
     fn database_url(&mut self) -> DatabaseUrl {

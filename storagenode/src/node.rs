@@ -53,7 +53,7 @@ pub struct NodeOptions {
 }
 
 /// Waits and rhythms; tests make them shorter.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timings {
     /// A node that has not renewed its lease for so long is down.
     pub lease: Duration,

@@ -14,7 +14,7 @@ use crate::{
         real::{RealClock, RealDisk, RealRandom, RealThreads},
     },
     meta::{self, ConnectError, url::DatabaseUrl},
-    node::{self, Budgets, NodeOptions, RunningNode, ServeError, ServeOptions, Timings},
+    node::{self, Budgets, NodeOptions, RunningNode, ServeError, ServeOptions},
     tls::{CredentialError, TlsFiles, TlsNetwork, TlsOptions},
 };
 
@@ -120,7 +120,7 @@ pub async fn start(env: Env, config: &NodeConfig) -> Result<RunningNode, RunErro
         capacity_bytes: config.capacity_bytes,
         kek,
         expected_nodes: config.expected_nodes,
-        timings: Timings::default(),
+        timings: config.timings.clone(),
         budgets: Budgets::default(),
     };
     let serve =

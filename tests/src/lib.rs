@@ -1,6 +1,7 @@
 //! What the tests stand on: outside programs, a real etcd, a real Kubernetes with kubelets.
 
 pub mod bed;
+pub mod cairn;
 
 pub mod etcd;
 pub mod mounts;

@@ -35,7 +35,13 @@ fn env(secrets: &SecretFiles) -> Env {
     }
 }
 
-async fn start(env: &Env, secrets: &SecretFiles, meta: &SharedMeta, folder: &Path, index: usize) -> RunningNode {
+async fn start(
+    env: &Env,
+    secrets: &SecretFiles,
+    meta: &SharedMeta,
+    folder: &Path,
+    index: usize,
+) -> RunningNode {
     let grpc = env.network.listen("127.0.0.1:0", Protocol::Grpc).await.unwrap();
     let http = env.network.listen("127.0.0.1:0", Protocol::Http).await.unwrap();
     let options = NodeOptions {
@@ -58,10 +64,12 @@ async fn start(env: &Env, secrets: &SecretFiles, meta: &SharedMeta, folder: &Pat
 #[tokio::test(flavor = "multi_thread")]
 async fn four_nodes_keep_files() {
     let folder = tempfile::Builder::new().prefix("nodes-").tempdir_in(disk_folder().unwrap()).unwrap();
-    let made = secrets::init(&folder.path().join("s"), "test", &[], &RealClock::default(), &RealRandom).unwrap();
+    let made =
+        secrets::init(&folder.path().join("s"), "test", &[], &RealClock::default(), &RealRandom).unwrap();
     let secrets = made.files;
     let env = env(&secrets);
-    let meta: SharedMeta = Arc::new(EmbeddedStore::open(env.clone(), &folder.path().join("meta")).await.unwrap());
+    let meta: SharedMeta =
+        Arc::new(EmbeddedStore::open(env.clone(), &folder.path().join("meta")).await.unwrap());
     let mut nodes = Vec::new();
     for index in 0..4 {
         nodes.push(start(&env, &secrets, &meta, folder.path(), index).await);
@@ -81,7 +89,10 @@ async fn four_nodes_keep_files() {
     for size in [0usize, 1, 70_000, 9_000_000] {
         let bytes = Bytes::from(vec![size as u8; size]);
         let path = format!("a/{size}");
-        client.upload_bytes("files", &path, UploadOptions::default(), bytes.clone()).await.expect("an upload");
+        client
+            .upload_bytes("files", &path, UploadOptions::default(), bytes.clone())
+            .await
+            .expect("an upload");
         let download = client.download("files", &path, DownloadOptions::default()).await.expect("a download");
         assert!(download.bytes(1 << 30).await.expect("the content") == bytes);
     }

@@ -110,7 +110,11 @@ async fn until(what: &str, operator: &Operator, mut condition: impl AsyncFnMut()
     let begun = Instant::now();
     while !condition().await {
         if begun.elapsed() > LIMIT {
-            panic!("{what}: not within {} s; the operator's log:\n{}", LIMIT.as_secs(), operator.process.log_tail(40));
+            panic!(
+                "{what}: not within {} s; the operator's log:\n{}",
+                LIMIT.as_secs(),
+                operator.process.log_tail(40)
+            );
         }
         tokio::time::sleep(Duration::from_millis(150)).await;
     }
@@ -160,7 +164,8 @@ impl World {
 
     async fn volume_says(&self, name: &str, kind: &str) -> String {
         let volume: Option<Volume> = self.get(name).await;
-        let conditions = volume.and_then(|volume| volume.status).map(|status| status.conditions).unwrap_or_default();
+        let conditions =
+            volume.and_then(|volume| volume.status).map(|status| status.conditions).unwrap_or_default();
         let condition = conditions.into_iter().find(|condition| condition.type_ == kind);
         condition.map_or_else(String::new, |condition| format!("{}/{}", condition.status, condition.reason))
     }
@@ -224,7 +229,10 @@ async fn rests(world: &World, operator: &Operator) {
         assert!(begun.elapsed() < LIMIT, "it never rests:\n{}", operator.process.log_tail(40));
         (versions, writes) = now;
     }
-    let (looks, leases) = (operator.metric("cairn_operator_reconciles_total"), operator.metric("cairn_operator_lease_writes_total"));
+    let (looks, leases) = (
+        operator.metric("cairn_operator_reconciles_total"),
+        operator.metric("cairn_operator_lease_writes_total"),
+    );
     tokio::time::sleep(REST).await;
     assert_eq!(operator.writes(), writes, "writes at rest:\n{}", operator.process.log_tail(40));
     assert_eq!(world.versions().await, versions);
@@ -283,7 +291,10 @@ async fn the_life_of_a_cluster() {
     let versions = world.versions().await;
     operator.stop();
     let operator = Operator::start(&bed, "second", &[]);
-    until("leading", &operator, async || operator.leads() && operator.metric("cairn_operator_reconciles_total") >= 3).await;
+    until("leading", &operator, async || {
+        operator.leads() && operator.metric("cairn_operator_reconciles_total") >= 3
+    })
+    .await;
     rests(&world, &operator).await;
     assert_eq!(world.versions().await, versions, "a restart of the operator changes nothing");
 
@@ -328,7 +339,10 @@ async fn pods_decide_the_conditions(bed: &Bed, world: &World, operator: &Operato
     world.kubelet_says(pod_without_image()).await;
     until("ImageNotFound", operator, async || world.says("Stalled").await == "True/ImageNotFound").await;
     let condition = world.condition("Stalled").await.unwrap();
-    assert!(condition.message.contains("registry.example/cairn:1") && condition.message.contains("no such host"), "{condition:?}");
+    assert!(
+        condition.message.contains("registry.example/cairn:1") && condition.message.contains("no such host"),
+        "{condition:?}"
+    );
     until("an event", operator, async || {
         let query = ["get", "events", "--field-selector", "reason=ImageNotFound", "-o", "name"];
         !bed.kubectl(&query).unwrap().trim().is_empty()
@@ -346,8 +360,14 @@ async fn pods_decide_the_conditions(bed: &Bed, world: &World, operator: &Operato
 
 async fn volumes_are_judged(bed: &Bed, world: &World, operator: &Operator) {
     bed.apply(&format!("{}\n---\n{}", volume("files", 3), volume("wide", 4))).unwrap();
-    until("a verdict", operator, async || world.volume_says("wide", "Stalled").await == "True/FewerZonesThanCopies").await;
-    until("patience", operator, async || world.volume_says("files", "Ready").await == "False/ClusterNotReached").await;
+    until("a verdict", operator, async || {
+        world.volume_says("wide", "Stalled").await == "True/FewerZonesThanCopies"
+    })
+    .await;
+    until("patience", operator, async || {
+        world.volume_says("files", "Ready").await == "False/ClusterNotReached"
+    })
+    .await;
     bed.kubectl(&["delete", "volume", "files", "wide", "--timeout=30s"]).unwrap();
 }
 
@@ -406,7 +426,10 @@ async fn one_of_two_operators_leads() {
     let first = Operator::start(&bed, "first", &short);
     until("a leader", &first, async || first.leads()).await;
     let second = Operator::start(&bed, "second", &short);
-    until("a second one", &second, async || second.get("/readyz").is_some_and(|answer| answer.contains("200 OK"))).await;
+    until("a second one", &second, async || {
+        second.get("/readyz").is_some_and(|answer| answer.contains("200 OK"))
+    })
+    .await;
     bed.apply(&cluster(three_zones())).unwrap();
     until("objects", &first, async || world.get::<StatefulSet>("demo-main-c").await.is_some()).await;
     let begun = Instant::now();
@@ -424,7 +447,10 @@ async fn one_of_two_operators_leads() {
 
     // Killed, it gives nothing back.
     let third = Operator::start(&bed, "third", &short);
-    until("a third one", &third, async || third.get("/readyz").is_some_and(|answer| answer.contains("200 OK"))).await;
+    until("a third one", &third, async || {
+        third.get("/readyz").is_some_and(|answer| answer.contains("200 OK"))
+    })
+    .await;
     second.process.kill();
     let killed = Instant::now();
     until("the third one to lead", &third, async || third.leads()).await;
@@ -433,7 +459,10 @@ async fn one_of_two_operators_leads() {
 
     // A leader that hangs finds out that it leads no more, and ends.
     let fourth = Operator::start(&bed, "fourth", &short);
-    until("a fourth one", &fourth, async || fourth.get("/readyz").is_some_and(|answer| answer.contains("200 OK"))).await;
+    until("a fourth one", &fourth, async || {
+        fourth.get("/readyz").is_some_and(|answer| answer.contains("200 OK"))
+    })
+    .await;
     third.process.pause();
     until("the fourth one to lead", &fourth, async || fourth.leads()).await;
     third.process.resume();

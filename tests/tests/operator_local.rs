@@ -67,7 +67,9 @@ impl Place {
         let (ready, log) = (self.path("ready.json"), self.path("log"));
         let spec = self.spec(manifests).arg("--ready-file").arg(&ready).log(&log);
         let process = spec.spawn().unwrap();
-        poll(READY_LIMIT, Duration::from_millis(50), || (ready.exists() || process.exited().is_some()).then_some(()));
+        poll(READY_LIMIT, Duration::from_millis(50), || {
+            (ready.exists() || process.exited().is_some()).then_some(())
+        });
         assert!(ready.exists(), "the cluster is not ready:\n{}", process.log_tail(40));
         let guide = serde_json::from_slice(&std::fs::read(ready).unwrap()).unwrap();
         Running { process, guide }
@@ -79,8 +81,12 @@ impl Place {
         let program = programs::built("cairn-operator");
         let files: Vec<String> = manifests.iter().map(|path| format!("-f '{}'", path.display())).collect();
         let (program, files) = (program.display(), files.join(" "));
-        let line = format!("'{program}' local {files} --data-dir '{}' --base-port 0; echo code=$?", self.path("data").display());
-        let Output { stdout, stderr, .. } = run(Spec::new("sh", "/bin/sh").args(["-c", &line]), None, STOP_LIMIT).unwrap();
+        let line = format!(
+            "'{program}' local {files} --data-dir '{}' --base-port 0; echo code=$?",
+            self.path("data").display()
+        );
+        let Output { stdout, stderr, .. } =
+            run(Spec::new("sh", "/bin/sh").args(["-c", &line]), None, STOP_LIMIT).unwrap();
         let code = stdout.trim().rsplit_once("code=").and_then(|(_, code)| code.parse().ok());
         (code.unwrap_or_else(|| panic!("no exit code in {stdout}\n{stderr}")), stderr)
     }
@@ -141,8 +147,13 @@ async fn wait_settled(client: &Client) {
     }
 }
 
-const SIZES: [(&str, usize); 5] =
-    [("empty", 0), ("one", 1), ("frames/+1", 65_537), ("ümläut und Leerzeichen", 4 << 20), ("chunks", (9 << 20) + 3)];
+const SIZES: [(&str, usize); 5] = [
+    ("empty", 0),
+    ("one", 1),
+    ("frames/+1", 65_537),
+    ("ümläut und Leerzeichen", 4 << 20),
+    ("chunks", (9 << 20) + 3),
+];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_example_runs_stops_in_order_and_has_its_files_after_a_restart() {
@@ -152,7 +163,10 @@ async fn the_example_runs_stops_in_order_and_has_its_files_after_a_restart() {
     let names = ["demo-main-a-0", "demo-main-a-1", "demo-main-b-0", "demo-main-c-0"];
     assert_eq!(running.node_names(), names, "named as Kubernetes names pods");
     let client = running.client();
-    assert_eq!(client.volumes().await.unwrap().iter().map(|v| (v.name.as_str(), v.copies)).collect::<Vec<_>>(), [("files", 3)]);
+    assert_eq!(
+        client.volumes().await.unwrap().iter().map(|v| (v.name.as_str(), v.copies)).collect::<Vec<_>>(),
+        [("files", 3)]
+    );
     for (path, length) in SIZES {
         put(&client, path, length).await;
         check(&client, path, length).await;
@@ -259,7 +273,12 @@ fn manifests_that_cannot_be_are_refused_with_what_to_do() {
         ("{name: c}", "{name: a}", "", "twice"),
         ("", "", "copies: 4", "lower spec.copies to 3"),
         ("", "", "copies: 9", "copies"),
-        ("apiVersion: cairn.storage/v1alpha1", "apiVersion: v1", "", "known here are StorageCluster and Volume"),
+        (
+            "apiVersion: cairn.storage/v1alpha1",
+            "apiVersion: v1",
+            "",
+            "known here are StorageCluster and Volume",
+        ),
         ("kind: StorageCluster", "kind: [", "", "not YAML"),
     ];
     for (from, to, copies, words) in cases {
@@ -287,7 +306,11 @@ fn a_changed_pool_or_volume_is_refused_and_what_is_installed_stays() {
     for (from, to, words) in [
         ("{name: b}, {name: c}", "{name: b}", "shrinking is not supported yet"),
         ("{name: b}, {name: c}", "{name: b}, {name: c}, {name: d}", "set it back to main: a=1 b=1 c=1"),
-        ("{name: b}, {name: c}", "{name: b}, {name: c, nodes: 2}", "changing a pool's nodes is not supported yet"),
+        (
+            "{name: b}, {name: c}",
+            "{name: b}, {name: c, nodes: 2}",
+            "changing a pool's nodes is not supported yet",
+        ),
         ("size: 2Gi", "size: 3Gi", "changing disks is not supported yet"),
         ("copies: 3", "copies: 2", "copies"),
     ] {

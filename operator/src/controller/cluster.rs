@@ -24,7 +24,9 @@ pub async fn reconcile(cluster: &StorageCluster, shared: &Shared) -> Result<Dura
     if let (Ok(client), true) = (&nodes_client, reachable) {
         match nodes::report(client).await {
             Ok(report) => look.observed.report = Some(report),
-            Err(problem) => tracing::debug!(cluster = cluster.name_any(), problem, "the nodes could not be asked"),
+            Err(problem) => {
+                tracing::debug!(cluster = cluster.name_any(), problem, "the nodes could not be asked")
+            }
         }
     }
     // pure
@@ -41,9 +43,12 @@ pub async fn reconcile(cluster: &StorageCluster, shared: &Shared) -> Result<Dura
         shared.clusters.forget(&cluster.uid().unwrap_or_default());
     }
     // needs the nodes
-    if let (Ok(client), true, Some(intent)) = (&nodes_client, look.observed.report.is_some(), &outcome.intent) {
+    if let (Ok(client), true, Some(intent)) = (&nodes_client, look.observed.report.is_some(), &outcome.intent)
+    {
         let told = shared.clusters.tell(cluster, client, intent).await;
-        told.map_err(|problem| ReconcileError::Nodes(format!("they did not take the list of nodes: {problem}")))?;
+        told.map_err(|problem| {
+            ReconcileError::Nodes(format!("they did not take the list of nodes: {problem}"))
+        })?;
     }
     Ok(again(&outcome.plan, outcome.recheck_after_s))
 }

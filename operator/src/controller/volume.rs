@@ -39,7 +39,8 @@ pub async fn reconcile(volume: &Volume, shared: &Shared) -> Result<Duration, Rec
     // needs both
     let applier = Applier { client: &shared.client, counters: &shared.counters, namespace: &namespace };
     let steps = execute(volume, &outcome, client.as_ref().ok(), &applier).await;
-    let gone = outcome.steps.contains(&VolumeAction::RemoveFinalizer) && volume.metadata.deletion_timestamp.is_some();
+    let gone = outcome.steps.contains(&VolumeAction::RemoveFinalizer)
+        && volume.metadata.deletion_timestamp.is_some();
     // Removing or adding a finalizer has changed the resource: its status is written at the next look.
     if outcome.status_changed && !gone {
         shared.events.volume_changed(volume, &outcome.status).await;
@@ -57,7 +58,8 @@ async fn client(
     namespace: &str,
 ) -> Result<Result<Client, String>, ReconcileError> {
     // Until a node is ready there is nobody to ask, and asking takes its time.
-    let ready = cluster.status.as_ref().and_then(|status| status.nodes.as_ref()).map_or(0, |nodes| nodes.ready);
+    let ready =
+        cluster.status.as_ref().and_then(|status| status.nodes.as_ref()).map_or(0, |nodes| nodes.ready);
     if ready == 0 {
         return Ok(Err("none of its nodes is ready".to_owned()));
     }

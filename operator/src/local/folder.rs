@@ -83,7 +83,8 @@ impl Folder {
             return Err(FolderError::Foreign { path: root });
         }
         let mut options = File::options();
-        let lock = options.create(true).truncate(false).write(true).mode(0o600).open(&lock_path).map_err(failed)?;
+        let lock =
+            options.create(true).truncate(false).write(true).mode(0o600).open(&lock_path).map_err(failed)?;
         match lock.try_lock() {
             Ok(()) => Ok(Self { root, _lock: lock }),
             Err(TryLockError::WouldBlock) => Err(FolderError::InUse { path: root }),
@@ -136,7 +137,10 @@ impl Folder {
         struct Version {
             version: u32,
         }
-        let damaged = |error: serde_json::Error| FolderError::Damaged { path: path.clone(), problem: error.to_string() };
+        let damaged = |error: serde_json::Error| FolderError::Damaged {
+            path: path.clone(),
+            problem: error.to_string(),
+        };
         let version = serde_json::from_str::<Version>(&text).map_err(damaged)?.version;
         if version > VERSION {
             return Err(FolderError::Newer { path, found: version });

@@ -1,6 +1,10 @@
 //! What people and programs need to use a local cluster: contexts for `cairn`, a file that says "ready", a page of text.
 
-use std::{fmt, net::SocketAddr, path::{Path, PathBuf}};
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use cairn_client::config::{ConfigError, ConfigFile, Context};
 use cairn_node::secrets::SecretFiles;
@@ -82,14 +86,24 @@ impl Guide {
 impl fmt::Display for Guide {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
-        let zones: std::collections::BTreeSet<&str> = self.nodes.iter().map(|node| node.zone.as_str()).collect();
+        let zones: std::collections::BTreeSet<&str> =
+            self.nodes.iter().map(|node| node.zone.as_str()).collect();
         let (nodes, zones) = (count(self.nodes.len(), "node"), count(zones.len(), "zone"));
-        writeln!(f, "Cluster {} is ready: {nodes} in {zones}, data in {}\n", self.cluster, quoted(&self.data_dir))?;
+        writeln!(
+            f,
+            "Cluster {} is ready: {nodes} in {zones}, data in {}\n",
+            self.cluster,
+            quoted(&self.data_dir)
+        )?;
         let width = self.nodes.iter().map(|node| node.name.len()).max().unwrap_or_default().max(4);
         let zone_width = self.nodes.iter().map(|node| node.zone.len()).max().unwrap_or_default().max(4);
         writeln!(f, "  {:width$}  {:zone_width$}  {:22}  HTTPS", "NODE", "ZONE", "GRPC")?;
         for node in &self.nodes {
-            writeln!(f, "  {:width$}  {:zone_width$}  {:22}  {}", node.name, node.zone, node.grpc, node.http)?;
+            writeln!(
+                f,
+                "  {:width$}  {:zone_width$}  {:22}  {}",
+                node.name, node.zone, node.grpc, node.http
+            )?;
         }
         let volume = self.volumes.first().map_or("files", String::as_str);
         writeln!(f, "\nIn another terminal:\n")?;
@@ -117,7 +131,11 @@ impl fmt::Display for Guide {
 fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+    if !text.is_empty() && text.chars().all(plain) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
 }
 
 #[cfg(test)]

@@ -49,7 +49,9 @@ pub enum ManifestsError {
     SecondVolume { path: PathBuf, name: String },
     #[error("more than {VOLUMES_MAX} volumes are given")]
     ManyVolumes,
-    #[error("Volume {volume} is for cluster {wanted}, and the manifests have cluster {cluster}; correct its clusterRef.name")]
+    #[error(
+        "Volume {volume} is for cluster {wanted}, and the manifests have cluster {cluster}; correct its clusterRef.name"
+    )]
     OtherCluster { volume: String, wanted: String, cluster: String },
 }
 
@@ -178,7 +180,10 @@ spec: {clusterRef: {name: laptop}, copies: 1}
             (&[VOLUME][..], "no StorageCluster"),
             (&[CLUSTER, CLUSTER], "1.yaml: StorageCluster laptop is the second one"),
             (&[CLUSTER, VOLUME, VOLUME], "2.yaml: Volume files was given before"),
-            (&[&CLUSTER.replace("laptop", "desk"), VOLUME], "is for cluster laptop, and the manifests have cluster desk"),
+            (
+                &[&CLUSTER.replace("laptop", "desk"), VOLUME],
+                "is for cluster laptop, and the manifests have cluster desk",
+            ),
             (&[&CLUSTER.replace("pools", "pool")], "pool"),
             (&["a: [b"], "0.yaml: document 1 is not YAML"),
             (&["kind: Pod\napiVersion: v1"], "kind Pod"),

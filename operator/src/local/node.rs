@@ -1,10 +1,6 @@
 //! One node in this process: with a runtime of its own, so that it can be dropped as a whole and without warning.
 
-use std::{
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use cairn_node::{
     api::Limits,

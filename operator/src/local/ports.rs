@@ -35,7 +35,9 @@ pub struct Ports {
 pub enum PortsError {
     #[error("--base-port {base} is too high: {count} ports from there on are needed, and 65535 is the last")]
     TooHigh { base: u16, count: usize },
-    #[error("no {count} free ports were found between 20000 and 32000; end what listens there, or give --base-port")]
+    #[error(
+        "no {count} free ports were found between 20000 and 32000; end what listens there, or give --base-port"
+    )]
     NoneFree { count: usize },
     #[error(
         "cannot listen on {host}:{port}: {error}; end the program that has the port (`ss -ltnp` shows it), or give \
@@ -86,7 +88,9 @@ fn free(host: IpAddr, count: usize) -> Result<Vec<u16>, PortsError> {
             break;
         }
         let port = random.random_range(FREE_PORTS);
-        if !found.contains_key(&port) && let Ok(listener) = TcpListener::bind((host, port)) {
+        if !found.contains_key(&port)
+            && let Ok(listener) = TcpListener::bind((host, port))
+        {
             // Held until all are found.
             found.insert(port, listener);
         }
@@ -127,6 +131,9 @@ mod tests {
         assert_eq!(Ports::assign(Some(0), Some(&ports), HOST, &nodes(3)).unwrap(), ports);
         let _taken = TcpListener::bind((HOST, ports.nodes["n-1"].http)).unwrap();
         let error = ports.check_free(HOST).unwrap_err().to_string();
-        assert!(error.contains(&ports.nodes["n-1"].http.to_string()) && error.contains("--base-port"), "{error}");
+        assert!(
+            error.contains(&ports.nodes["n-1"].http.to_string()) && error.contains("--base-port"),
+            "{error}"
+        );
     }
 }

@@ -113,14 +113,20 @@ fn cut(name: &str) -> String {
 
 #[tonic::async_trait]
 impl Local for LocalService {
-    async fn stop_node(&self, request: Request<StopNodeRequest>) -> Result<Response<StopNodeResponse>, Status> {
+    async fn stop_node(
+        &self,
+        request: Request<StopNodeRequest>,
+    ) -> Result<Response<StopNodeResponse>, Status> {
         let node = self.node(&request.into_inner().name)?;
         // In a task of its own: a caller that goes away must not leave a node half dropped.
         let _ = tokio::spawn(async move { node.cut().await }).await;
         Ok(Response::new(StopNodeResponse {}))
     }
 
-    async fn start_node(&self, request: Request<StartNodeRequest>) -> Result<Response<StartNodeResponse>, Status> {
+    async fn start_node(
+        &self,
+        request: Request<StartNodeRequest>,
+    ) -> Result<Response<StartNodeResponse>, Status> {
         let node = self.node(&request.into_inner().name)?;
         match tokio::spawn(async move { node.start().await }).await {
             Ok(Ok(())) => Ok(Response::new(StartNodeResponse {})),
@@ -162,7 +168,11 @@ impl Connected for Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         self.stream().poll_read(context, buffer)
     }
 }

@@ -73,7 +73,8 @@ impl Supervisor {
     /// Makes or finds secrets and metadata. No node runs yet.
     pub async fn open(planned: &Planned, folder: &Folder) -> Result<Self, SupervisorError> {
         let (cluster, host) = (&planned.cluster, planned.host.to_string());
-        let (clock, random) = (cairn_node::env::real::RealClock::default(), cairn_node::env::real::RealRandom);
+        let (clock, random) =
+            (cairn_node::env::real::RealClock::default(), cairn_node::env::real::RealRandom);
         let made = secrets::init(&folder.secrets(), &cluster.name, &[host], &clock, &random)?;
         if !made.new.is_empty() {
             tracing::info!(folder = %folder.secrets().display(), "made keys, certificates and a client's token");
@@ -142,7 +143,9 @@ impl Supervisor {
                         .collect();
                     match self.nodes.keys().find(|name| !live.contains(&name.as_str())) {
                         Some(missing) => problem = format!("the nodes do not see {missing}"),
-                        None if status.placement_groups == 0 => problem = "there is no cluster map yet".to_owned(),
+                        None if status.placement_groups == 0 => {
+                            problem = "there is no cluster map yet".to_owned()
+                        }
                         None => return Ok(()),
                     }
                 }
@@ -161,7 +164,10 @@ impl Supervisor {
         let mut watches: Vec<_> = self.nodes.values().map(|node| node.ended()).collect();
         loop {
             let changes = watches.iter_mut().map(|watch| Box::pin(watch.changed()));
-            select_all(changes).await.0.map_err(|_| SupervisorError::Store("the nodes are gone".to_owned()))?;
+            select_all(changes)
+                .await
+                .0
+                .map_err(|_| SupervisorError::Store("the nodes are gone".to_owned()))?;
             let ended: Vec<_> = watches.iter().filter_map(|watch| watch.borrow().clone()).collect();
             if ended.len() == watches.len() {
                 return Err(ended[0].clone().into());
@@ -186,7 +192,10 @@ fn read_kek(secrets: &SecretFiles) -> Result<Kek, SupervisorError> {
     Kek::parse(&content).map_err(|error| SupervisorError::Kek { path: path.clone(), error })
 }
 
-fn connect(secrets: &SecretFiles, nodes: &BTreeMap<String, Arc<NodeHost>>) -> Result<Client, SupervisorError> {
+fn connect(
+    secrets: &SecretFiles,
+    nodes: &BTreeMap<String, Arc<NodeHost>>,
+) -> Result<Client, SupervisorError> {
     let endpoints = nodes.values().map(|node| node.plan().grpc.clone());
     let credentials = Credentials::Certificate {
         certificate: Pem::File(secrets.operator_certificate.clone()),

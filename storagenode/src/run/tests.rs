@@ -40,6 +40,7 @@ fn alone() -> Alone {
         kek_file: secrets.kek.clone(),
         client_tokens_file: secrets.tokens.clone(),
         expected_nodes: 1,
+        timings: crate::node::Timings::default(),
         capacity_bytes: None,
         log: "info".into(),
         log_format: LogFormat::Text,

@@ -1,0 +1,250 @@
+//! A real cluster of `cairn-node` processes: real TLS, real disks, a real metadata store.
+//!
+//! Nodes can be killed, stopped, started again and lose their disk. Everything ends, and every folder goes, when the
+//! value is dropped; after a panic the ends of the logs are printed.
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use cairn_client::{Client, ClientConfig, NodeState, Pem, StatusResponse};
+use cairn_node::{
+    env::real::{RealClock, RealRandom},
+    secrets::{self, SecretFiles},
+};
+use tempfile::TempDir;
+
+use crate::{
+    etcd::disk_folder,
+    ports,
+    process::{Process, Spec},
+    programs,
+};
+
+/// How long anything here may take to come about.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// What a cluster is made of.
+#[derive(Debug, Clone)]
+pub struct ClusterOptions {
+    /// A zone for each node.
+    pub zones: Vec<&'static str>,
+    pub database_url: String,
+    /// More environment of every node.
+    pub environment: Vec<(&'static str, String)>,
+}
+
+impl ClusterOptions {
+    /// One node in each of `zones`, with the metadata store at `database_url`.
+    pub fn new(zones: &[&'static str], database_url: impl Into<String>) -> Self {
+        Self { zones: zones.to_vec(), database_url: database_url.into(), environment: Vec::new() }
+    }
+
+    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.environment.push((name, value.into()));
+        self
+    }
+}
+
+struct Member {
+    name: String,
+    zone: &'static str,
+    grpc: u16,
+    http: u16,
+    data: PathBuf,
+    process: Option<Process>,
+}
+
+/// Running nodes.
+pub struct CairnCluster {
+    options: ClusterOptions,
+    members: Vec<Member>,
+    secrets: SecretFiles,
+    folder: TempDir,
+}
+
+impl CairnCluster {
+    /// Starts the nodes and waits until all are live and the first map is made.
+    pub async fn start(options: ClusterOptions) -> Self {
+        let cluster = Self::prepare(options);
+        let mut cluster = cluster;
+        for index in 0..cluster.members.len() {
+            cluster.restart(index);
+        }
+        cluster
+            .wait("every node is live and mapped", |status| {
+                let live = status.nodes.iter().filter(|node| node.state() == NodeState::NodeLive).count();
+                status.map_generation > 0 && live == status.nodes.len()
+            })
+            .await;
+        cluster
+    }
+
+    /// Makes folders and secrets, and starts nothing.
+    pub fn prepare(options: ClusterOptions) -> Self {
+        let folder = tempfile::Builder::new()
+            .prefix("cluster-")
+            .tempdir_in(disk_folder().expect("a folder below target/"))
+            .expect("a folder for the cluster");
+        let made =
+            secrets::init(&folder.path().join("secrets"), "test", &[], &RealClock::default(), &RealRandom);
+        let secrets = made.expect("secrets can be made").files;
+        let ports = ports::free(options.zones.len() * 2);
+        let member = |(index, zone): (usize, &&'static str)| Member {
+            name: format!("n{}", index + 1),
+            zone,
+            grpc: ports[index * 2],
+            http: ports[index * 2 + 1],
+            data: folder.path().join(format!("n{}", index + 1)),
+            process: None,
+        };
+        let members = options.zones.iter().enumerate().map(member).collect();
+        Self { members, secrets, folder, options }
+    }
+
+    pub fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    pub fn secrets(&self) -> &SecretFiles {
+        &self.secrets
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// `127.0.0.1:port` of a node's gRPC services.
+    pub fn grpc(&self, index: usize) -> String {
+        format!("127.0.0.1:{}", self.members[index].grpc)
+    }
+
+    /// `https://127.0.0.1:port` of a node's HTTP interface.
+    pub fn https(&self, index: usize) -> String {
+        format!("https://127.0.0.1:{}", self.members[index].http)
+    }
+
+    pub fn data_folder(&self, index: usize) -> &Path {
+        &self.members[index].data
+    }
+
+    pub fn token(&self) -> String {
+        let text = std::fs::read_to_string(&self.secrets.client_token).expect("the client's token");
+        text.trim().to_owned()
+    }
+
+    /// A client that knows every node.
+    pub fn client(&self) -> Client {
+        self.client_of(&(0..self.len()).collect::<Vec<_>>())
+    }
+
+    /// A client that knows only these nodes.
+    pub fn client_of(&self, nodes: &[usize]) -> Client {
+        let endpoints = nodes.iter().map(|index| self.grpc(*index));
+        let ca = Pem::File(self.secrets.authority_certificate.clone());
+        let config = ClientConfig::new(endpoints, ca).with_token(self.token());
+        Client::connect(config).expect("a client's configuration")
+    }
+
+    /// The command that starts a node.
+    pub fn spec(&self, index: usize) -> Spec {
+        let member = &self.members[index];
+        let path = |path: &Path| path.display().to_string();
+        let spec = Spec::new(&member.name, programs::built("cairn-node"))
+            .clear_env()
+            .log(self.log(index))
+            .env("CLUSTER_NAME", "test")
+            .env("NODE_NAME", &member.name)
+            .env("ZONE", member.zone)
+            .env("DATA_DIR", path(&member.data))
+            .env("DATABASE_URL", &self.options.database_url)
+            .env("BIND_HOST", "127.0.0.1")
+            .env("ADVERTISE_HOST", "127.0.0.1")
+            .env("GRPC_PORT", member.grpc.to_string())
+            .env("HTTP_PORT", member.http.to_string())
+            .env("TLS_CA_FILE", path(&self.secrets.authority_certificate))
+            .env("TLS_CERT_FILE", path(&self.secrets.node_certificate))
+            .env("TLS_KEY_FILE", path(&self.secrets.node_key))
+            .env("KEK_FILE", path(&self.secrets.kek))
+            .env("CLIENT_TOKENS_FILE", path(&self.secrets.tokens))
+            .env("EXPECTED_NODES", self.members.len().to_string())
+            // Tests wait for leases to run out: shorter ones make them shorter.
+            .env("LEASE_SECONDS", "3")
+            .env("REPAIR_SECONDS", "1");
+        self.options.environment.iter().fold(spec, |spec, (name, value)| spec.env(name, value))
+    }
+
+    pub fn log(&self, index: usize) -> PathBuf {
+        self.folder.path().join(format!("{}.log", self.members[index].name))
+    }
+
+    /// Starts a node that does not run.
+    pub fn restart(&mut self, index: usize) {
+        let process = self.spec(index).spawn().expect("cairn-node starts");
+        self.members[index].process = Some(process);
+    }
+
+    pub fn process(&self, index: usize) -> &Process {
+        self.members[index].process.as_ref().expect("the node runs")
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self, index: usize) {
+        self.members[index].process.take().expect("the node runs").kill();
+    }
+
+    /// SIGTERM; its exit code must be 0.
+    pub fn stop(&mut self, index: usize) {
+        let status = self.members[index].process.take().expect("the node runs").terminate(LIMIT);
+        assert!(status.success(), "{} ended with {status} after SIGTERM", self.members[index].name);
+    }
+
+    /// Removes a stopped node's disk.
+    pub fn lose_disk(&self, index: usize) {
+        assert!(self.members[index].process.is_none(), "the node still runs");
+        std::fs::remove_dir_all(&self.members[index].data).expect("a data folder");
+    }
+
+    /// Waits until the cluster's status is as wanted.
+    ///
+    /// # Panics
+    /// If that takes too long.
+    pub async fn wait(&self, what: &str, wanted: impl Fn(&StatusResponse) -> bool) -> StatusResponse {
+        let client = self.client();
+        let begun = Instant::now();
+        let mut last = None;
+        while begun.elapsed() < LIMIT {
+            match client.status().await {
+                Ok(status) if wanted(&status) => return status,
+                other => last = Some(other),
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("{what}: not within {LIMIT:?}; last: {last:?}");
+    }
+
+    /// Waits until every placement group is settled.
+    pub async fn wait_settled(&self) -> StatusResponse {
+        self.wait("every placement group is settled", |status| {
+            status.placement_groups > 0 && status.settled == status.placement_groups
+        })
+        .await
+    }
+}
+
+impl Drop for CairnCluster {
+    fn drop(&mut self) {
+        for index in 0..self.members.len() {
+            if std::thread::panicking() {
+                let log = crate::process::tail(&self.log(index), 25);
+                eprintln!("--- end of the log of {}\n{log}", self.members[index].name);
+            }
+            self.members[index].process.take();
+        }
+    }
+}

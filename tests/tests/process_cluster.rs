@@ -1,0 +1,387 @@
+//! Three `cairn-node` processes with a real three-member etcd, over real TLS: files go in, nodes and disks and the store
+//! fail, every byte comes back.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use cairn_client::{
+    Client, Condition, CreateVolume, DownloadOptions, ErrorCode, ListOptions, NodeState, UploadOptions,
+};
+use cairn_tests::{
+    cairn::{CairnCluster, ClusterOptions},
+    etcd::EtcdCluster,
+    tools::{Need, require},
+};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+const ZONES: [&str; 3] = ["a", "b", "c"];
+const MIB: usize = 1 << 20;
+
+/// Bytes that do not compress and differ by seed.
+fn content(seed: u64, length: usize) -> Bytes {
+    let mut bytes = vec![0; length];
+    StdRng::seed_from_u64(seed).fill(&mut bytes[..]);
+    bytes.into()
+}
+
+async fn put(client: &Client, path: &str, bytes: Bytes) {
+    let put = client.upload_bytes("files", path, UploadOptions::default(), bytes).await;
+    put.unwrap_or_else(|error| panic!("upload of {path}: {error}"));
+}
+
+async fn get(client: &Client, path: &str) -> Result<Bytes, cairn_client::Error> {
+    client.download("files", path, DownloadOptions::default()).await?.bytes(2 << 30).await
+}
+
+async fn must_read(client: &Client, path: &str, expected: &Bytes) {
+    let read = get(client, path).await.unwrap_or_else(|error| panic!("download of {path}: {error}"));
+    assert!(read == expected, "{path} came back with other content");
+}
+
+/// A cluster with the volume `files`.
+async fn cluster(etcd: &EtcdCluster) -> CairnCluster {
+    let cluster = CairnCluster::start(ClusterOptions::new(&ZONES, etcd.database_url("/t"))).await;
+    let volume = CreateVolume { name: "files".into(), copies: Some(3), chunk_size_bytes: None };
+    cluster.client().create_volume(volume).await.expect("a volume");
+    cluster
+}
+
+/// Every file below a folder.
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let walk = walkdir::WalkDir::new(folder).into_iter().filter_map(Result::ok);
+    walk.filter(|entry| entry.file_type().is_file()).map(|entry| entry.into_path()).collect()
+}
+
+macro_rules! etcd {
+    () => {{
+        let Ok(tools) = require(&[Need::Etcd]) else { return };
+        EtcdCluster::start(&tools, 3).expect("etcd starts")
+    }};
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_every_size_come_back_through_every_node() {
+    let etcd = etcd!();
+    let cluster = cluster(&etcd).await;
+    let sizes =
+        [0, 1, 4096, (64 << 10) - 1, 64 << 10, (64 << 10) + 1, 4 * MIB - 1, 4 * MIB, 4 * MIB + 1, 21 * MIB];
+    for (node, size) in sizes.into_iter().enumerate() {
+        put(&cluster.client_of(&[node % 3]), &format!("sizes/{size}"), content(size as u64, size)).await;
+    }
+    for node in 0..3 {
+        let client = cluster.client_of(&[node]);
+        for size in sizes {
+            must_read(&client, &format!("sizes/{size}"), &content(size as u64, size)).await;
+        }
+        let whole = content(21 * MIB as u64, 21 * MIB);
+        for (offset, length) in
+            [(0, 1), (65_535, 2), (4 * MIB - 1, 2), (5 * MIB + 17, 9 * MIB), (21 * MIB - 1, 1)]
+        {
+            let options = DownloadOptions {
+                offset: offset as u64,
+                length: Some(length as u64),
+                ..DownloadOptions::default()
+            };
+            let path = format!("sizes/{}", 21 * MIB);
+            let read = client.download("files", &path, options).await.unwrap().bytes(64 << 20).await.unwrap();
+            assert!(read == whole[offset..offset + length], "range {offset}+{length} through node {node}");
+        }
+    }
+    let status = cluster.wait_settled().await;
+    assert_eq!(status.unavailable, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_conditions_and_listings_behave() {
+    let etcd = etcd!();
+    let cluster = cluster(&etcd).await;
+    let client = cluster.client();
+    let names = ["plain", "with space/ü—漢字", "a/b/c", "a/b/d", "a/e", "%2e%2e", "new\nline"];
+    for name in names {
+        put(&client, name, Bytes::from(name.to_owned())).await;
+    }
+    for name in names {
+        must_read(&client, name, &Bytes::from(name.to_owned())).await;
+    }
+    for bad in ["", "..", "a/../b", "/etc/passwd", "a//b", "nul\0", &"x".repeat(1025)] {
+        let refused =
+            client.upload_bytes("files", bad, UploadOptions::default(), Bytes::new()).await.unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::InvalidPath, "{bad:?}: {refused}");
+    }
+    let options = ListOptions { prefix: "a/".into(), delimited: true, page_size: 1 };
+    let mut listing = client.list("files", options);
+    let (mut files, mut prefixes) = (Vec::new(), Vec::new());
+    while let Some(page) = listing.next_page().await.unwrap() {
+        files.extend(page.files.into_iter().map(|file| file.path));
+        prefixes.extend(page.prefixes);
+    }
+    assert_eq!((files, prefixes), (vec!["a/e".to_owned()], vec!["a/b/".to_owned()]));
+
+    let absent = UploadOptions { condition: Condition::IfAbsent, ..UploadOptions::default() };
+    let refused = client.upload_bytes("files", "plain", absent.clone(), Bytes::new()).await.unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::PreconditionFailed);
+    client.upload_bytes("files", "fresh", absent, Bytes::from_static(b"1")).await.unwrap();
+    let old = client.stat("files", "fresh").await.unwrap().etag;
+    put(&client, "fresh", Bytes::from_static(b"2")).await;
+    let stale = UploadOptions { condition: Condition::IfMatch(old), ..UploadOptions::default() };
+    let refused = client.upload_bytes("files", "fresh", stale, Bytes::new()).await.unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::PreconditionFailed);
+    must_read(&client, "fresh", &Bytes::from_static(b"2")).await;
+
+    client.delete("files", "fresh", Condition::Always).await.unwrap();
+    assert_eq!(get(&client, "fresh").await.unwrap_err().code(), ErrorCode::FileNotFound);
+    let unknown =
+        client.upload_bytes("nowhere", "x", UploadOptions::default(), Bytes::new()).await.unwrap_err();
+    assert_eq!(unknown.code(), ErrorCode::VolumeNotFound);
+    let wrong = UploadOptions { blake3: Some([1; 32]), ..UploadOptions::default() };
+    let refused = client.upload_bytes("files", "digest", wrong, content(1, 100_000)).await.unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::DigestMismatch);
+    assert_eq!(get(&client, "digest").await.unwrap_err().code(), ErrorCode::FileNotFound);
+    let past = DownloadOptions { offset: 99, ..DownloadOptions::default() };
+    let refused =
+        client.download("files", "plain", past).await.err().expect("a range past the end is refused");
+    assert_eq!(refused.code(), ErrorCode::RangeNotSatisfiable);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_killed_during_uploads_loses_nothing_and_catches_up() {
+    let etcd = etcd!();
+    let mut cluster = cluster(&etcd).await;
+    let client = cluster.client_of(&[0, 1]);
+    let writer = tokio::spawn(async move {
+        let mut acknowledged = Vec::new();
+        for number in 0..60u64 {
+            let bytes = content(number, 300_000 + number as usize * 7_001);
+            let path = format!("load/{number}");
+            if client.upload_bytes("files", &path, UploadOptions::default(), bytes.clone()).await.is_ok() {
+                acknowledged.push((path, bytes));
+            }
+        }
+        acknowledged
+    });
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    cluster.kill(2);
+    let acknowledged = writer.await.unwrap();
+    assert!(acknowledged.len() >= 55, "two of three nodes take writes: {}", acknowledged.len());
+    for (path, bytes) in &acknowledged {
+        must_read(&cluster.client_of(&[1]), path, bytes).await;
+    }
+    cluster
+        .wait("the killed node is seen as down", |status| {
+            status.nodes.iter().any(|node| node.name == "n3" && node.state() == NodeState::NodeDown)
+        })
+        .await;
+    cluster.restart(2);
+    cluster.wait_settled().await;
+    // The one that was away has everything: the other two may go.
+    cluster.kill(0);
+    for (path, bytes) in &acknowledged {
+        must_read(&cluster.client_of(&[2]), path, bytes).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_disk_is_filled_from_the_others() {
+    let etcd = etcd!();
+    let mut cluster = cluster(&etcd).await;
+    let client = cluster.client();
+    let files: Vec<_> = (0..30u64).map(|n| (format!("f/{n}"), content(n, 50_000 * n as usize))).collect();
+    for (path, bytes) in &files {
+        put(&client, path, bytes.clone()).await;
+    }
+    client.delete("files", "f/3", Condition::Always).await.unwrap();
+    let before = cluster.wait_settled().await;
+    cluster.kill(1);
+    cluster.lose_disk(1);
+    cluster.restart(1);
+    cluster
+        .wait("the new disk is in use", |status| {
+            let chunks = |status: &cairn_client::StatusResponse| {
+                status.nodes.iter().map(|n| n.chunks).collect::<Vec<_>>()
+            };
+            status.settled == status.placement_groups && chunks(status) == chunks(&before)
+        })
+        .await;
+    cluster.kill(0);
+    for (path, bytes) in files.iter().filter(|(path, _)| path != "f/3") {
+        must_read(&cluster.client_of(&[1, 2]), path, bytes).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_nodes_down_refuse_writes_cleanly() {
+    let etcd = etcd!();
+    let mut cluster = cluster(&etcd).await;
+    put(&cluster.client(), "kept", content(1, 100_000)).await;
+    cluster.wait_settled().await;
+    cluster.kill(1);
+    cluster.kill(2);
+    let client = cluster.client_of(&[0]);
+    must_read(&client, "kept", &content(1, 100_000)).await;
+    let refused = client.upload_bytes("files", "kept", UploadOptions::default(), content(2, 9_000)).await;
+    assert_eq!(refused.unwrap_err().code(), ErrorCode::NotEnoughNodes);
+    must_read(&client, "kept", &content(1, 100_000)).await;
+    cluster.restart(1);
+    cluster.restart(2);
+    cluster.wait_settled().await;
+    put(&client, "kept", content(2, 9_000)).await;
+    must_read(&cluster.client_of(&[2]), "kept", &content(2, 9_000)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_copy_is_served_from_another_and_healed() {
+    let etcd = etcd!();
+    let cluster = cluster(&etcd).await;
+    let client = cluster.client();
+    let bytes = content(7, 3 * MIB);
+    put(&client, "precious", bytes.clone()).await;
+    cluster.wait_settled().await;
+    let before = cluster.wait_settled().await;
+    damage(&cluster, 0);
+    must_read(&cluster.client_of(&[0]), "precious", &bytes).await;
+    cluster
+        .wait("the damaged copy is replaced", |status| {
+            status.settled == status.placement_groups
+                && status.nodes.iter().map(|n| n.chunks).eq(before.nodes.iter().map(|n| n.chunks))
+        })
+        .await;
+    damage(&cluster, 1);
+    damage(&cluster, 2);
+    must_read(&cluster.client_of(&[1]), "precious", &bytes).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_in_every_copy_is_an_error_that_names_the_file() {
+    let etcd = etcd!();
+    let cluster = cluster(&etcd).await;
+    let client = cluster.client();
+    put(&client, "photos/precious.raw", content(7, 3 * MIB)).await;
+    cluster.wait_settled().await;
+    for node in 0..3 {
+        damage(&cluster, node);
+    }
+    let error = get(&client, "photos/precious.raw").await.unwrap_err();
+    assert!(matches!(error.code(), ErrorCode::DataCorrupt | ErrorCode::ChunkUnavailable), "{error}");
+    assert!(error.to_string().contains("photos/precious.raw"), "{error}");
+}
+
+/// Flips a byte in the middle of every large record of a node's segments, behind its back.
+fn damage(cluster: &CairnCluster, node: usize) {
+    use std::os::unix::fs::FileExt;
+    let segments = files_below(&cluster.data_folder(node).join("segments"));
+    let mut damaged = 0;
+    for path in segments {
+        let bytes = std::fs::read(&path).unwrap();
+        let Some(end) = bytes.iter().rposition(|byte| *byte != 0) else { continue };
+        if end < MIB {
+            continue;
+        }
+        let at = end / 2;
+        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.write_all_at(&[bytes[at] ^ 0xff], at as u64).unwrap();
+        damaged += 1;
+    }
+    assert!(damaged > 0, "node {node} has no chunk to damage");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn thirty_seconds_without_etcd_need_no_restart() {
+    let etcd = etcd!();
+    let cluster = cluster(&etcd).await;
+    let client = cluster.client();
+    put(&client, "before", content(1, 200_000)).await;
+    etcd.pause_all();
+    let during = {
+        let client = cluster.client();
+        tokio::spawn(async move {
+            client.upload_bytes("files", "during", UploadOptions::default(), content(2, 200_000)).await
+        })
+    };
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    etcd.resume_all();
+    // Either it was told to come back later, or it waited: never half.
+    let outcome = during.await.unwrap();
+    cluster
+        .wait("all nodes are live again", |status| {
+            status.nodes.iter().all(|node| node.state() == NodeState::NodeLive)
+        })
+        .await;
+    if outcome.is_ok() {
+        must_read(&client, "during", &content(2, 200_000)).await;
+    }
+    must_read(&client, "before", &content(1, 200_000)).await;
+    put(&client, "after", content(3, 200_000)).await;
+    must_read(&cluster.client_of(&[2]), "after", &content(3, 200_000)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_etcd_member_killed_is_not_noticed() {
+    let etcd = etcd!();
+    let cluster = cluster(&etcd).await;
+    let client = cluster.client();
+    for number in 0..30u64 {
+        if number == 10 {
+            etcd.kill(0);
+        }
+        put(&client, &format!("n/{number}"), content(number, 20_000)).await;
+    }
+    for number in 0..30u64 {
+        must_read(&client, &format!("n/{number}"), &content(number, 20_000)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_readable_lies_on_any_disk() {
+    let etcd = etcd!();
+    let cluster = cluster(&etcd).await;
+    let marker = "a sentence that must never lie readable on a disk; ";
+    put(&cluster.client(), "secret", Bytes::from(marker.repeat(20_000))).await;
+    cluster.wait_settled().await;
+    let mut seen = 0;
+    for node in 0..3 {
+        for path in files_below(cluster.data_folder(node)) {
+            let bytes = std::fs::read(&path).unwrap();
+            seen += bytes.len();
+            let found = bytes.windows(marker.len()).any(|window| window == marker.as_bytes());
+            assert!(!found, "content in plain text in {}", path.display());
+        }
+    }
+    assert!(seen > 3 * MIB, "the disks hold the file");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleted_and_overwritten_content_is_collected() {
+    let etcd = etcd!();
+    let options = ClusterOptions::new(&ZONES, etcd.database_url("/t"))
+        .with("TICK_SECONDS", "1")
+        .with("COLLECT_AFTER_TICKS", "1");
+    let cluster = CairnCluster::start(options).await;
+    let client = cluster.client();
+    client
+        .create_volume(CreateVolume { name: "files".into(), copies: Some(3), chunk_size_bytes: None })
+        .await
+        .unwrap();
+    for number in 0..10u64 {
+        put(&client, &format!("n/{number}"), content(number, 200_000)).await;
+    }
+    put(&client, "n/0", content(99, 100)).await;
+    for number in 1..9u64 {
+        client.delete("files", &format!("n/{number}"), Condition::Always).await.unwrap();
+    }
+    cluster
+        .wait("only two chunks are left on each node", |status| {
+            status.collecting == 0 && status.nodes.iter().all(|node| node.chunks == 2)
+        })
+        .await;
+    must_read(&client, "n/0", &content(99, 100)).await;
+    must_read(&client, "n/9", &content(9, 200_000)).await;
+    client.delete_volume("files", true).await.unwrap();
+    cluster
+        .wait("the deleted volume leaves nothing", |status| {
+            status.collecting == 0 && status.nodes.iter().all(|node| node.chunks == 0)
+        })
+        .await;
+}
