@@ -20,9 +20,9 @@ Exit codes:
   7  some files of several failed; the others are done
 
 Environment:
-  CAIRN_CONTEXT, CAIRN_ENDPOINT, CAIRN_CA_FILE, CAIRN_TOKEN, CAIRN_TOKEN_FILE, CAIRN_SERVER_NAME say which cluster is
-  meant, in place of a context or of parts of it. CAIRN_CONFIG is the file of contexts
-  (else ~/.config/cairn/config.yaml).";
+  CAIRN_CONTEXT, CAIRN_ENDPOINT, CAIRN_CA_FILE, CAIRN_TOKEN, CAIRN_TOKEN_FILE and CAIRN_SERVER_NAME
+  say which cluster is meant, in place of a context or of parts of it. CAIRN_CONFIG is the file of
+  contexts (else ~/.config/cairn/config.yaml).";
 
 /// Stores files in a Cairn cluster and gets them back.
 ///
@@ -122,7 +122,7 @@ pub enum Command {
   cairn put a.txt b.txt files/notes/
   tar c . | cairn put - files/backup.tar      from standard input")]
 pub struct Put {
-    /// Files and folders of this machine; \"-\" is standard input
+    /// Files and folders of this machine; "-" is standard input
     #[arg(required = true, value_name = "LOCAL")]
     pub sources: Vec<PathBuf>,
     /// Where to: VOLUME or VOLUME/PATH

@@ -37,9 +37,7 @@ pub fn run() -> ExitCode {
     let arguments = match parse(std::env::args_os()) {
         Ok(arguments) => arguments,
         Err(error) => {
-            // Help and version are not failures; anything else is a usage error.
-            let _ = error.print();
-            return if error.use_stderr() { Exit::Usage.into() } else { Exit::Ok.into() };
+            return not_a_command(&error);
         }
     };
     let output = Output::new(arguments.common.output, arguments.common.quiet);
@@ -62,6 +60,24 @@ pub fn run() -> ExitCode {
         Ok(exit) => exit.into(),
         Err(failure) => output.failed(&failure),
     }
+}
+
+/// Help and version are not failures; anything else is a usage error, in the form that was asked for.
+fn not_a_command(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        let _ = error.print();
+        return Exit::Ok.into();
+    }
+    let typed: Vec<_> = std::env::args().collect();
+    let asked_for_json = typed.iter().any(|word| word == "--output=json" || word == "-ojson")
+        || typed.windows(2).any(|pair| matches!(pair[0].as_str(), "-o" | "--output") && pair[1] == "json");
+    if !asked_for_json {
+        let _ = error.print();
+        return Exit::Usage.into();
+    }
+    let text = error.to_string();
+    let cause = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+    Output::new(args::Format::Json, true).failed(&Failure::usage(cause, "see `cairn --help`"))
 }
 
 fn parse(typed: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Arguments, clap::Error> {
