@@ -109,7 +109,6 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), LocalE
     if options.host.is_unspecified() || options.host.is_multicast() {
         return Err(LocalError::Host(options.host));
     }
-    volumes::check(&wanted)?;
     let folder = Folder::open(&options.data_dir)?;
     let planned = plan(wanted, &folder, &options)?;
     let supervisor = Supervisor::open(&planned, &folder).await?;
@@ -125,8 +124,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), LocalE
 
 /// What the planner makes of the manifests and of what is installed; remembers it before anything else happens.
 fn plan(wanted: Wanted, folder: &Folder, options: &Options) -> Result<Planned, LocalError> {
-    let Wanted { cluster: resource, volumes } = wanted;
-    let name = resource.metadata.name.clone().unwrap_or_default();
+    let name = wanted.cluster.metadata.name.clone().unwrap_or_default();
     let installed = folder.installed()?;
     if let Some(installed) = installed.as_ref().filter(|installed| installed.cluster != name) {
         return Err(LocalError::OtherCluster {
@@ -136,13 +134,14 @@ fn plan(wanted: Wanted, folder: &Folder, options: &Options) -> Result<Planned, L
         });
     }
     let record = installed.as_ref().map(|installed| &installed.record);
-    let found = cairn_planner::local(&resource, record, &Default::default(), None, Timestamp::now());
+    let found = cairn_planner::local(&wanted.cluster, record, &Default::default(), None, Timestamp::now());
     let refused = |refusal| LocalError::Cluster { cluster: name.clone(), refusal };
     let (cluster, record) = found.cluster.map_err(refused)?;
     // In Kubernetes, what is installed runs on and a condition tells why. Here nobody would read a condition.
     if let Some(refusal) = found.refusal {
         return Err(refused(refusal));
     }
+    volumes::check(&wanted)?;
     let nodes: Vec<String> = cluster.nodes().into_iter().map(|node| node.name).collect();
     let before = installed.as_ref().map(|installed| &installed.ports);
     let ports = Ports::assign(options.base_port, before, options.host, &nodes)?;
@@ -152,7 +151,7 @@ fn plan(wanted: Wanted, folder: &Folder, options: &Options) -> Result<Planned, L
         folder.install(&now)?;
     }
     folder.prepare(&nodes)?;
-    Ok(Planned { resource, cluster, volumes, host: options.host, ports })
+    Ok(Planned { resource: wanted.cluster, cluster, volumes: wanted.volumes, host: options.host, ports })
 }
 
 /// Brings the cluster up, says so, and stays.

@@ -31,7 +31,9 @@ use serde_json::{Value, json};
 
 const NAMESPACE: &str = "default";
 const LIMIT: Duration = Duration::from_secs(120);
-const REST: Duration = Duration::from_secs(20);
+/// What "at rest" is watched for: once for long, else briefly.
+const LONG_REST: Duration = Duration::from_secs(20);
+const SHORT_REST: Duration = Duration::from_secs(5);
 
 fn cluster(zones: Value) -> String {
     json!({
@@ -215,7 +217,7 @@ impl World {
 }
 
 /// Nothing is written while nothing happens.
-async fn rests(world: &World, operator: &Operator) {
+async fn rests(world: &World, operator: &Operator, watched_for: Duration) {
     let mut versions = world.versions().await;
     let mut writes = operator.writes();
     // What is under way comes to its end first.
@@ -233,7 +235,7 @@ async fn rests(world: &World, operator: &Operator) {
         operator.metric("cairn_operator_reconciles_total"),
         operator.metric("cairn_operator_lease_writes_total"),
     );
-    tokio::time::sleep(REST).await;
+    tokio::time::sleep(watched_for).await;
     assert_eq!(operator.writes(), writes, "writes at rest:\n{}", operator.process.log_tail(40));
     assert_eq!(world.versions().await, versions);
     assert!(operator.metric("cairn_operator_reconciles_total") > looks, "it looks all the same");
@@ -278,7 +280,7 @@ async fn the_life_of_a_cluster() {
     bed.apply(&cluster(three_zones())).unwrap();
     objects_appear(&world, &operator).await;
     pods_decide_the_conditions(&bed, &world, &operator).await;
-    rests(&world, &operator).await;
+    rests(&world, &operator, LONG_REST).await;
     volumes_are_judged(&bed, &world, &operator).await;
     refused_changes_change_nothing(&bed, &world, &operator).await;
 
@@ -287,7 +289,7 @@ async fn the_life_of_a_cluster() {
     until("the Service again", &operator, async || world.get::<Service>("demo-nodes").await.is_some()).await;
 
     // A new operator finds everything as it should be.
-    rests(&world, &operator).await;
+    rests(&world, &operator, SHORT_REST).await;
     let versions = world.versions().await;
     operator.stop();
     let operator = Operator::start(&bed, "second", &[]);
@@ -295,7 +297,7 @@ async fn the_life_of_a_cluster() {
         operator.leads() && operator.metric("cairn_operator_reconciles_total") >= 3
     })
     .await;
-    rests(&world, &operator).await;
+    rests(&world, &operator, SHORT_REST).await;
     assert_eq!(world.versions().await, versions, "a restart of the operator changes nothing");
 
     the_key_and_the_disks_outlive_the_cluster(&bed, &world, &operator).await;

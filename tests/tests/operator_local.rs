@@ -269,7 +269,7 @@ fn manifests_that_cannot_be_are_refused_with_what_to_do() {
         ("storage:", "storag:", "", "storag"),
         ("zones:", "zonez:", "", "zonez"),
         ("2Gi", "2Mi", "", "at least 1Gi"),
-        ("metadata: {name: desk}", "metadata: {name: Desk}", "", "lowercase"),
+        ("metadata: {name: desk}", "metadata: {name: shelf}", "", "is for cluster desk, and the manifests have cluster shelf"),
         ("{name: c}", "{name: a}", "", "twice"),
         ("", "", "copies: 4", "lower spec.copies to 3"),
         ("", "", "copies: 9", "copies"),
@@ -292,6 +292,9 @@ fn manifests_that_cannot_be_are_refused_with_what_to_do() {
         assert!(!place.path("data").join("installed.json").exists(), "nothing was installed");
     }
     let place = Place::new();
+    let (code, error) = place.refused(&[&place.write("cluster.yaml", &CLUSTER.replace("desk", "Desk"))]);
+    assert_eq!(code, 3);
+    assert!(error.contains("lowercase letters"), "{error}");
     let (code, error) = place.refused(&[&place.path("absent.yaml")]);
     assert_eq!(code, 3);
     assert!(error.contains("absent.yaml"), "{error}");
