@@ -269,7 +269,12 @@ fn manifests_that_cannot_be_are_refused_with_what_to_do() {
         ("storage:", "storag:", "", "storag"),
         ("zones:", "zonez:", "", "zonez"),
         ("2Gi", "2Mi", "", "at least 1Gi"),
-        ("metadata: {name: desk}", "metadata: {name: shelf}", "", "is for cluster desk, and the manifests have cluster shelf"),
+        (
+            "metadata: {name: desk}",
+            "metadata: {name: shelf}",
+            "",
+            "is for cluster desk, and the manifests have cluster shelf",
+        ),
         ("{name: c}", "{name: a}", "", "twice"),
         ("", "", "copies: 4", "lower spec.copies to 3"),
         ("", "", "copies: 9", "copies"),
