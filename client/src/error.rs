@@ -259,10 +259,10 @@ fn find_source<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -
             return Some(found);
         }
         let carried = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        if let Some(carried) = carried {
-            if let Some(found) = find_source::<T>(carried) {
-                return Some(found);
-            }
+        if let Some(carried) = carried
+            && let Some(found) = find_source::<T>(carried)
+        {
+            return Some(found);
         }
         next = error.source();
     }

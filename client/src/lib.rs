@@ -161,10 +161,10 @@ impl Client {
             Credentials::Token(token) => bearer(token).map(Some),
             Credentials::TokenFile(path) => {
                 let mut cached = self.shared.token.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some((read_at, value)) = cached.as_ref() {
-                    if read_at.elapsed() < TOKEN_FILE_AGE {
-                        return Ok(Some(value.clone()));
-                    }
+                if let Some((read_at, value)) = cached.as_ref()
+                    && read_at.elapsed() < TOKEN_FILE_AGE
+                {
+                    return Ok(Some(value.clone()));
                 }
                 let token = tls::read_pem(&Pem::File(path.clone()), "the token")?;
                 let value = bearer(&token)?;

@@ -371,7 +371,7 @@ mod tests {
         assert_eq!(made.new.iter().map(|path| fs::read(path).unwrap()).collect::<Vec<_>>(), before);
 
         fs::remove_file(&made.files.tokens).unwrap();
-        assert_eq!(run(folder.path(), &["a"]).unwrap().new, [made.files.tokens.clone()]);
+        assert_eq!(run(folder.path(), &["a"]).unwrap().new, std::slice::from_ref(&made.files.tokens));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 9);
     }
 

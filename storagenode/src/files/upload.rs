@@ -213,7 +213,7 @@ impl Upload<'_> {
         if let Some(permit) = permit {
             self.write_chunk(pieces, permit).await?;
         }
-        while self.writes.len() > 0 {
+        while !self.writes.is_empty() {
             self.one_written().await?;
         }
         Ok(())

@@ -126,8 +126,8 @@ impl Writer {
 /// This node's own refusal, in the form that another node's has.
 pub fn own_error(error: PutError) -> PeerError {
     let code = match &error {
-        PutError::Full { .. } => ErrorCode::OutOfSpace,
-        PutError::Conflict { .. } | PutError::Buried { .. } => ErrorCode::ChunkRefused,
+        PutError::Full => ErrorCode::OutOfSpace,
+        PutError::Conflict | PutError::Buried => ErrorCode::ChunkRefused,
         PutError::BadChunk(_) => ErrorCode::InvalidArgument,
         PutError::Failed(_) | PutError::Closed => ErrorCode::Unavailable,
     };
