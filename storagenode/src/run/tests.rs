@@ -50,7 +50,7 @@ fn alone() -> Alone {
 
 impl Alone {
     async fn start(&self) -> RunningNode {
-        let node = start(real_env(&self.config).unwrap(), &self.config).await.unwrap();
+        let node = self.started().await;
         for _ in 0..600 {
             if self.https(&node, "GET", "/readyz", "").await.0 == 200 {
                 return node;
@@ -58,6 +58,18 @@ impl Alone {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         panic!("the node does not get ready");
+    }
+
+    /// A store that was just closed may be held by its last threads for a moment.
+    async fn started(&self) -> RunningNode {
+        for _ in 0..100 {
+            match start(real_env(&self.config).unwrap(), &self.config).await {
+                Ok(node) => return node,
+                Err(RunError::Meta(_)) => tokio::time::sleep(Duration::from_millis(100)).await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        panic!("the metadata store stays in use")
     }
 
     fn token(&self) -> String {
