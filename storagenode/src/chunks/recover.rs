@@ -16,7 +16,7 @@ use super::{
     read::{read_header, verify_record},
     scan::{Found, Gap, Scan, scan},
     segment::{FIRST_RECORD, SegmentTable},
-    write::{Hole, hole},
+    write::{Hole, ToWrite, hole},
 };
 use crate::env::{Disk, DiskFile, OpenMode};
 
@@ -45,10 +45,7 @@ pub struct RecoveryReport {
 pub struct Recovered {
     pub index: Index,
     pub report: RecoveryReport,
-    /// Ends of segments that no mark tells yet: the next group will.
-    pub to_mark: Vec<(SegmentId, u64)>,
-    /// Content of buried chunks, to be given back.
-    pub holes: Vec<Hole>,
+    pub to_write: ToWrite,
     pub used_bytes: u64,
 }
 
@@ -71,40 +68,61 @@ struct Judged {
 
 /// Reads all segments into an index. Blocks.
 pub fn recover(disk: &dyn Disk, table: &SegmentTable) -> Result<Recovered, OpenError> {
-    let ids = list(disk, table)?;
-    let mut reads = Vec::new();
-    for id in ids {
-        reads.extend(read_segment(disk, table, id)?);
-    }
-    let mut marks: HashMap<SegmentId, u64> = HashMap::new();
-    for found in reads.iter().flat_map(|read| &read.scan.found) {
-        if let Body::Mark { segment, end } = found.record.body {
-            let known = marks.entry(segment).or_default();
-            *known = end.max(*known);
-        }
-    }
     let mut recovered = Recovered {
         index: Index::default(),
-        report: RecoveryReport { segments: reads.len() as u64, ..RecoveryReport::default() },
-        to_mark: Vec::new(),
-        holes: Vec::new(),
+        report: RecoveryReport::default(),
+        to_write: ToWrite::default(),
         used_bytes: 0,
     };
-    for read in reads {
-        let judged = judge(table, &read, marks.get(&read.id).copied(), &mut recovered.report);
-        if !judged.marked {
-            recovered.to_mark.push((read.id, judged.end));
-            recovered.report.open_segments += 1;
-            // Gives back what was allocated and never written. What was written stays, even a torn tail.
-            let _ = read.file.truncate(read.scan.content_end.max(judged.end));
+    let mut marks: HashMap<SegmentId, u64> = HashMap::new();
+    // The newest first: what marks a segment is in a newer one, or in itself.
+    for id in list(disk, table)?.into_iter().rev() {
+        let Some(mut read) = read_segment(disk, table, id)? else { continue };
+        for found in &read.scan.found {
+            if let Body::Mark { segment, end } = found.record.body {
+                let known = marks.entry(segment).or_default();
+                *known = end.max(*known);
+            }
         }
-        recovered.used_bytes += judged.end;
-        let slot = table.add(read.id, read.file);
-        for found in judged.records {
-            apply(table, slot, found, &mut recovered);
+        let marked_end = marks.remove(&id);
+        if marked_end.is_none() {
+            // The page cache may hold a group whose sync failed, and call it clean.
+            let _ = read.file.forget_cached(0, u64::MAX / 2);
+            read.scan = read_through(table, id, &*read.file)?;
         }
+        take_in(table, read, marked_end, &mut recovered);
     }
+    let to_write = &mut recovered.to_write;
+    let unmarked = |hole: &mut Hole| to_write.to_mark.iter().any(|(id, _)| *id == table.id(hole.slot));
+    to_write.fresh_holes = to_write.holes.extract_if(.., unmarked).collect();
     Ok(recovered)
+}
+
+fn take_in(table: &SegmentTable, read: Read, marked_end: Option<u64>, recovered: &mut Recovered) {
+    let judged = judge(table, &read, marked_end, &mut recovered.report);
+    recovered.report.segments += 1;
+    recovered.used_bytes += judged.end;
+    if marked_end.is_none() {
+        recovered.to_write.to_mark.push((read.id, judged.end));
+        recovered.report.open_segments += 1;
+        // Gives back what was allocated and never written. What was written stays, even a torn tail.
+        let _ = read.file.truncate(read.scan.content_end.max(judged.end));
+    }
+    let slot = table.add(read.id, read.file);
+    for found in judged.records {
+        apply(table, slot, found, recovered);
+    }
+}
+
+fn read_through(table: &SegmentTable, id: SegmentId, file: &dyn DiskFile) -> Result<Scan, OpenError> {
+    let path = table.path(id);
+    let size = file.size().map_err(disk_error("look at", &path))?;
+    let position = Position { incarnation: table.identity().incarnation, segment: id, offset: 0 };
+    scan(file, size, position).map_err(|newer| OpenError::NewerFormat {
+        path,
+        found: u32::from(newer.version),
+        known: 1,
+    })
 }
 
 fn list(disk: &dyn Disk, table: &SegmentTable) -> Result<Vec<SegmentId>, OpenError> {
@@ -155,12 +173,7 @@ fn read_segment(disk: &dyn Disk, table: &SegmentTable, id: SegmentId) -> Result<
         Err(Some(found)) => return Err(OpenError::NewerFormat { path, found, known: 1 }),
         Err(None) => true,
     };
-    let position = Position { incarnation: table.identity().incarnation, segment: id, offset: 0 };
-    let scan = scan(&*file, size, position).map_err(|newer| OpenError::NewerFormat {
-        path: path.clone(),
-        found: u32::from(newer.version),
-        known: 1,
-    })?;
+    let scan = read_through(table, id, &*file)?;
     if scan.found.is_empty() && scan.gaps.is_empty() {
         // A segment is durable before its first record is written, and this one has none.
         tracing::warn!(segment = %id, size, "removed: nothing was ever written to it");
@@ -236,7 +249,7 @@ fn apply(table: &SegmentTable, slot: u32, found: Found, recovered: &mut Recovere
             let entry = Entry::new(&header, Place::new(slot, found.offset));
             match index.insert(header.id, entry) {
                 Ok(()) => {}
-                Err(Known::Buried { .. }) => recovered.holes.extend(hole(&entry)),
+                Err(Known::Buried { .. }) => recovered.to_write.holes.extend(hole(&entry)),
                 Err(Known::Present(old)) => {
                     if sequence_at(table, header.id, &old).is_none_or(|old| old < found.record.sequence) {
                         index.replace(header.id, entry);
@@ -246,7 +259,7 @@ fn apply(table: &SegmentTable, slot: u32, found: Found, recovered: &mut Recovere
         }
         Body::Tombstone(tombstone) => {
             let old = index.bury(tombstone);
-            recovered.holes.extend(old.as_ref().and_then(hole));
+            recovered.to_write.holes.extend(old.as_ref().and_then(hole));
         }
         Body::Mark { .. } => {}
     }

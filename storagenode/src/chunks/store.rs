@@ -103,7 +103,7 @@ impl ChunkStore {
             env.clone().blocking(move || open_blocking(&env, &options)).await?
         };
         let Opened { lock, table, recovered, space } = opened;
-        let Recovered { index, report, to_mark, holes, .. } = recovered;
+        let Recovered { index, report, to_write, .. } = recovered;
         let identity = table.identity().clone();
         let budget = (options.queue_bytes / BUDGET_UNIT_BYTES).clamp(1, u64::from(u32::MAX)) as usize;
         let inner = Arc::new(Inner {
@@ -120,7 +120,7 @@ impl ChunkStore {
             closed: AtomicBool::new(false),
         });
         let (commands, receiver) = mpsc::channel(QUEUE_COMMANDS);
-        tokio::spawn(Writer::new(inner.clone(), receiver, to_mark, holes).run());
+        tokio::spawn(Writer::new(inner.clone(), receiver, to_write).run());
         Ok((Self { inner, commands }, identity))
     }
 
@@ -278,8 +278,6 @@ impl ChunkStore {
             if self.commands.send(Command::Close(done)).await.is_ok() {
                 let _ = closed.await;
             }
-            self.inner.table.close();
-            self.inner.lock.lock().take();
         }
     }
 
@@ -338,6 +336,12 @@ impl Inner {
             tracing::error!(chunk = %id, %segment, offset, reason, "a damaged chunk left the inventory");
         }
         removed
+    }
+
+    /// Closes the files and unlocks the folder.
+    pub fn release(&self) {
+        self.table.close();
+        self.lock.lock().take();
     }
 
     /// Size of the next segment: on a small disk a part of it, so that several fit.

@@ -76,12 +76,26 @@ pub fn hole(entry: &Entry) -> Option<Hole> {
     (start < end).then(|| Hole { slot: entry.place.slot, offset: start, length: end - start })
 }
 
+/// What recovery leaves to the writer.
+#[derive(Default)]
+pub struct ToWrite {
+    /// Ends of segments that no mark tells yet: the next group will.
+    pub to_mark: Vec<(SegmentId, u64)>,
+    /// Content of buried chunks, to be given back.
+    pub holes: Vec<Hole>,
+    /// The same in segments that are still to be marked.
+    pub fresh_holes: Vec<Hole>,
+}
+
 /// The writer's own state.
 pub struct Writer {
     pub store: Arc<Inner>,
     pub commands: mpsc::Receiver<Command>,
     pub to_mark: Vec<(SegmentId, u64)>,
     pub holes: VecDeque<Hole>,
+    /// Holes inside the last group, or in segments that are not marked. They wait for the next group: until it records
+    /// those as durable, recovery verifies their frames, and would take a hole, and all behind it, for a torn tail.
+    fresh_holes: Vec<Hole>,
     segment: Option<OpenSegment>,
     next_segment: u32,
     next_record: u64,
@@ -122,13 +136,17 @@ struct Layout {
 }
 
 impl Writer {
-    pub fn new(
-        store: Arc<Inner>,
-        commands: mpsc::Receiver<Command>,
-        to_mark: Vec<(SegmentId, u64)>,
-        holes: Vec<Hole>,
-    ) -> Self {
-        Self { store, commands, to_mark, holes: holes.into(), segment: None, next_segment: 0, next_record: 0 }
+    pub fn new(store: Arc<Inner>, commands: mpsc::Receiver<Command>, recovered: ToWrite) -> Self {
+        Self {
+            store,
+            commands,
+            to_mark: recovered.to_mark,
+            holes: recovered.holes.into(),
+            fresh_holes: recovered.fresh_holes,
+            segment: None,
+            next_segment: 0,
+            next_record: 0,
+        }
     }
 
     /// Writes until it is closed, or nobody can ask any more.
@@ -154,6 +172,7 @@ impl Writer {
             }
             if let Some(closed) = close {
                 self.close().await;
+                self.store.release();
                 let _ = closed.send(());
                 return;
             }
@@ -188,6 +207,7 @@ impl Writer {
         let layout = self.lay_out(&group, &marks);
         let segment = self.segment.as_mut().expect("room was made");
         let (start, end, written) = (layout.start, layout.end, layout.end - layout.start);
+        let group_start = Place::new(segment.new.slot, start);
         let places = layout.places.clone();
         let file = segment.new.file.clone();
         let (disk, folder) = (self.store.env.disk.clone(), self.store.table.folder().to_owned());
@@ -210,7 +230,7 @@ impl Writer {
                 counters.groups.fetch_add(1, Ordering::Relaxed);
                 counters.records.fetch_add(group.records as u64, Ordering::Relaxed);
                 counters.bytes.fetch_add(written, Ordering::Relaxed);
-                self.acknowledge(group, &places);
+                self.acknowledge(group, &places, group_start);
             }
             Err(error) => {
                 tracing::error!(segment = %segment.new.id, %error, "a group failed; the segment is not written again");
@@ -305,8 +325,17 @@ impl Writer {
     }
 
     /// Tells the index, then the senders. In the order of arrival: a chunk may be put and buried in one group.
-    fn acknowledge(&mut self, group: Group, places: &[Place]) {
+    fn acknowledge(&mut self, group: Group, places: &[Place], group_start: Place) {
         let Group { puts, burials, order, .. } = group;
+        self.holes.extend(self.fresh_holes.drain(..));
+        let (holes, fresh_holes) = (&mut self.holes, &mut self.fresh_holes);
+        let mut dig = |entry: &Entry| {
+            let fresh = entry.place.slot == group_start.slot && entry.place.offset() >= group_start.offset();
+            match hole(entry) {
+                Some(hole) if fresh => fresh_holes.push(hole),
+                hole => holes.extend(hole),
+            }
+        };
         let mut outcomes = Vec::with_capacity(puts.len());
         {
             let mut index = self.store.index.write();
@@ -317,7 +346,7 @@ impl Writer {
                         outcomes.push(match index.insert(puts[n].chunk.header.id, entry) {
                             Ok(()) => Ok(PutOutcome::Stored),
                             Err(known) => {
-                                self.holes.extend(hole(&entry));
+                                dig(&entry);
                                 match known {
                                     Known::Buried { .. } => Err(PutError::Buried),
                                     Known::Present(_) => Ok(PutOutcome::Present),
@@ -327,8 +356,7 @@ impl Writer {
                     }
                     Member::Bury(n) => {
                         for tombstone in &burials[n].tombstones {
-                            let old = index.bury(*tombstone);
-                            self.holes.extend(old.as_ref().and_then(hole));
+                            index.bury(*tombstone).iter().for_each(&mut dig);
                         }
                     }
                 }
