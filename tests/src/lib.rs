@@ -9,4 +9,5 @@ pub mod pki;
 pub mod ports;
 pub mod process;
 pub mod programs;
+pub mod sim;
 pub mod tools;

@@ -1,0 +1,526 @@
+//! A disk in memory that keeps no promise it did not make.
+//!
+//! * Written bytes are in a cache until a sync; a power cut keeps any subset of the unsynced 512-byte sectors, so writes are
+//!   torn and reordered. A file's size changes for good only with `sync_all`.
+//! * Created, renamed and removed names are in the cache until their folder is synced; a power cut keeps any subset.
+//! * A killed process loses nothing of the cache: what it did not sync is seen by the next one, and still not durable.
+//! * A sync that fails drops the unsynced bytes and calls them clean, as Linux does: they can be read until they leave the
+//!   cache, and no later sync writes them.
+//! * Blocks are counted, and run out.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    io::{self, IoSlice},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use cairn_node::env::{Disk, DiskFile, DiskSpace, OpenMode};
+use parking_lot::{Mutex, MutexGuard};
+use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
+
+mod cache;
+
+use cache::{Inode, PAGE_BYTES, Page};
+
+/// Operations that can be made to fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    Read,
+    Write,
+    /// Of a file.
+    Sync,
+    SyncFolder,
+    Allocate,
+    Create,
+}
+
+/// Makes operations fail, once or more often.
+#[derive(Debug, Clone)]
+pub struct Fault {
+    pub operation: Operation,
+    /// Only on paths that contain this.
+    pub path: String,
+    /// So many pass before.
+    pub after: u64,
+    /// So many fail.
+    pub times: u64,
+    pub os_error: i32,
+}
+
+/// How often things were done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DiskCounts {
+    pub reads: u64,
+    pub writes: u64,
+    pub syncs: u64,
+    pub folder_syncs: u64,
+}
+
+/// The disk. Clones are the same disk.
+#[derive(Clone)]
+pub struct SimDisk {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Node {
+    Folder,
+    File(u64),
+}
+
+enum NameChange {
+    Set(PathBuf, Node),
+    Remove(PathBuf),
+    Rename { from: PathBuf, to: PathBuf, node: Node },
+}
+
+#[derive(Default)]
+struct State {
+    total_pages: u64,
+    used_pages: u64,
+    /// Raised by every crash and kill: handles of earlier lives are dead.
+    life: u64,
+    names: BTreeMap<PathBuf, Node>,
+    durable_names: BTreeMap<PathBuf, Node>,
+    name_changes: Vec<NameChange>,
+    inodes: HashMap<u64, Inode>,
+    next_inode: u64,
+    locks: HashMap<u64, u64>,
+    next_handle: u64,
+    changes_until_power_cut: Option<u64>,
+    power_is_off: bool,
+    faults: Vec<Fault>,
+    lies: Vec<Operation>,
+    counts: DiskCounts,
+}
+
+fn os_error(number: i32) -> io::Error {
+    io::Error::from_raw_os_error(number)
+}
+
+impl State {
+    /// Fails if the power is off or a fault says so. Changes count down to the power cut: the last one still happens in
+    /// the cache, but nobody hears of it.
+    fn begin(&mut self, operation: Operation, path: &Path) -> io::Result<()> {
+        if self.power_is_off {
+            return Err(os_error(libc::EIO));
+        }
+        for fault in &mut self.faults {
+            if fault.operation != operation
+                || fault.times == 0
+                || !path.to_string_lossy().contains(&fault.path)
+            {
+                continue;
+            }
+            if fault.after > 0 {
+                fault.after -= 1;
+                continue;
+            }
+            fault.times -= 1;
+            return Err(os_error(fault.os_error));
+        }
+        Ok(())
+    }
+
+    /// To be called when a change is done, or for a sync before it is.
+    fn changed(&mut self) -> io::Result<()> {
+        if let Some(left) = &mut self.changes_until_power_cut {
+            if *left == 0 {
+                self.power_is_off = true;
+                return Err(os_error(libc::EIO));
+            }
+            *left -= 1;
+        }
+        Ok(())
+    }
+
+    fn is_folder(&self, path: &Path) -> bool {
+        path == Path::new("/") || self.names.get(path) == Some(&Node::Folder)
+    }
+
+    fn parent_must_exist(&self, path: &Path) -> io::Result<()> {
+        let exists = path.parent().is_some_and(|parent| self.is_folder(parent));
+        if exists { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
+    }
+
+    fn apply(names: &mut BTreeMap<PathBuf, Node>, change: &NameChange) {
+        match change {
+            NameChange::Set(path, node) => {
+                names.insert(path.clone(), *node);
+            }
+            NameChange::Remove(path) => {
+                names.remove(path);
+            }
+            NameChange::Rename { from, to, node } => {
+                names.remove(from);
+                names.insert(to.clone(), *node);
+            }
+        }
+    }
+
+    fn change_name(&mut self, change: NameChange) {
+        Self::apply(&mut self.names, &change);
+        self.name_changes.push(change);
+    }
+
+    fn take_blocks(&mut self, inode: u64, first: u64, end: u64) -> io::Result<()> {
+        let (total, used) = (self.total_pages, self.used_pages);
+        let blocks = &mut self.inodes.get_mut(&inode).expect("the file exists").blocks;
+        let missing: Vec<u64> = (first..end).filter(|number| !blocks.contains(number)).collect();
+        if used + missing.len() as u64 > total {
+            return Err(os_error(libc::ENOSPC));
+        }
+        self.used_pages += missing.len() as u64;
+        blocks.extend(missing);
+        Ok(())
+    }
+
+    fn give_blocks(&mut self, inode: u64, first: u64, end: u64) {
+        let blocks = &mut self.inodes.get_mut(&inode).expect("the file exists").blocks;
+        let before = blocks.len();
+        blocks.retain(|number| !(first..end).contains(number));
+        self.used_pages -= (before - blocks.len()) as u64;
+    }
+
+    fn new_life(&mut self) {
+        self.life += 1;
+        self.locks.clear();
+        self.changes_until_power_cut = None;
+        self.power_is_off = false;
+        self.faults.clear();
+        let files: BTreeSet<u64> = self
+            .names
+            .values()
+            .filter_map(|node| match node {
+                Node::File(inode) => Some(*inode),
+                Node::Folder => None,
+            })
+            .collect();
+        self.inodes.retain(|inode, _| files.contains(inode));
+        self.used_pages = self.inodes.values().map(|inode| inode.blocks.len() as u64).sum();
+    }
+}
+
+impl SimDisk {
+    pub fn new(total_bytes: u64) -> Self {
+        let state = State { total_pages: total_bytes / PAGE_BYTES as u64, ..State::default() };
+        Self { state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// Cuts the power: of what was not synced, anything may be lost. Open files are dead.
+    pub fn crash(&self, random: &mut StdRng) {
+        let mut state = self.state.lock();
+        let keep = *[0.0, 0.5, 1.0].choose(random).expect("not empty");
+        let state = &mut *state;
+        for change in state.name_changes.drain(..) {
+            if random.random_bool(keep) {
+                State::apply(&mut state.durable_names, &change);
+            }
+        }
+        // What is in a folder that is not there is not there.
+        let all = state.durable_names.clone();
+        state.durable_names.retain(|path, _| {
+            path.ancestors()
+                .skip(1)
+                .all(|folder| folder.parent().is_none() || all.get(folder) == Some(&Node::Folder))
+        });
+        state.names = state.durable_names.clone();
+        let mut inodes: Vec<_> = state.inodes.iter_mut().collect();
+        inodes.sort_by_key(|(number, _)| **number);
+        inodes.into_iter().for_each(|(_, inode)| inode.crash(random));
+        state.new_life();
+    }
+
+    /// Kills the process: the cache stays, open files are dead, locks are free.
+    pub fn kill(&self) {
+        self.state.lock().new_life();
+    }
+
+    /// Lets so many changes through; the next one happens in the cache only, and from then on everything fails.
+    pub fn cut_power_after(&self, changes: u64) {
+        self.state.lock().changes_until_power_cut = Some(changes);
+    }
+
+    /// Until the next crash or kill.
+    pub fn fail(&self, fault: Fault) {
+        self.state.lock().faults.push(fault);
+    }
+
+    /// From now on says that these syncs succeeded without doing them: plants the bug of a forgotten sync.
+    pub fn lie_about(&self, operation: Operation) {
+        self.state.lock().lies.push(operation);
+    }
+
+    pub fn counts(&self) -> DiskCounts {
+        self.state.lock().counts
+    }
+
+    /// All files, with their sizes.
+    pub fn files(&self) -> Vec<(PathBuf, u64)> {
+        let state = self.state.lock();
+        let size = |node: &Node| match node {
+            Node::File(inode) => Some(state.inodes[inode].size),
+            Node::Folder => None,
+        };
+        state.names.iter().filter_map(|(path, node)| size(node).map(|size| (path.clone(), size))).collect()
+    }
+
+    /// Changes bits on the medium, as time does.
+    pub fn rot(&self, path: &Path, offset: u64, flipped: u8) {
+        let mut state = self.state.lock();
+        let Some(Node::File(inode)) = state.names.get(path).copied() else {
+            panic!("no file {}", path.display())
+        };
+        let inode = state.inodes.get_mut(&inode).expect("the file exists");
+        let page = inode.pages.entry(offset / PAGE_BYTES as u64).or_insert_with(Page::new);
+        let at = (offset % PAGE_BYTES as u64) as usize;
+        Arc::make_mut(&mut page.cached)[at] ^= flipped;
+        Arc::make_mut(&mut page.durable)[at] ^= flipped;
+    }
+
+    fn handle(&self, path: &Path, inode: u64, state: &mut State) -> Arc<dyn DiskFile> {
+        state.next_handle += 1;
+        let (life, handle) = (state.life, state.next_handle);
+        Arc::new(SimFile { disk: self.clone(), path: path.to_owned(), inode, life, handle })
+    }
+}
+
+impl Disk for SimDisk {
+    fn create_folder(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state.lock();
+        state.begin(Operation::Create, path)?;
+        let mut missing: Vec<&Path> =
+            path.ancestors().take_while(|folder| !state.is_folder(folder)).collect();
+        while let Some(folder) = missing.pop() {
+            if state.names.contains_key(folder) {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            state.change_name(NameChange::Set(folder.to_owned(), Node::Folder));
+            state.changed()?;
+        }
+        Ok(())
+    }
+
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
+        let mut state = self.state.lock();
+        if mode != OpenMode::CreateNew {
+            state.begin(Operation::Read, path)?;
+            return match state.names.get(path).copied() {
+                Some(Node::File(inode)) => Ok(self.handle(path, inode, &mut state)),
+                Some(Node::Folder) => Err(io::ErrorKind::IsADirectory.into()),
+                None => Err(io::ErrorKind::NotFound.into()),
+            };
+        }
+        state.begin(Operation::Create, path)?;
+        state.parent_must_exist(path)?;
+        if state.names.contains_key(path) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let inode = state.next_inode;
+        state.next_inode += 1;
+        state.inodes.insert(inode, Inode::default());
+        state.change_name(NameChange::Set(path.to_owned(), Node::File(inode)));
+        state.changed()?;
+        Ok(self.handle(path, inode, &mut state))
+    }
+
+    fn list(&self, folder: &Path) -> io::Result<Vec<String>> {
+        let mut state = self.state.lock();
+        state.begin(Operation::Read, folder)?;
+        if !state.is_folder(folder) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let inside = state.names.keys().filter(|path| path.parent() == Some(folder));
+        Ok(inside.filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned())).collect())
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.state.lock();
+        state.begin(Operation::Create, to)?;
+        state.parent_must_exist(to)?;
+        let node = *state.names.get(from).ok_or(io::ErrorKind::NotFound)?;
+        state.change_name(NameChange::Rename { from: from.to_owned(), to: to.to_owned(), node });
+        state.changed()
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state.lock();
+        state.begin(Operation::Create, path)?;
+        let Some(Node::File(inode)) = state.names.get(path).copied() else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        state.give_blocks(inode, 0, u64::MAX);
+        state.change_name(NameChange::Remove(path.to_owned()));
+        state.changed()
+    }
+
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        let mut state = self.state.lock();
+        state.begin(Operation::SyncFolder, folder)?;
+        if !state.is_folder(folder) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        state.changed()?;
+        state.counts.folder_syncs += 1;
+        if state.lies.contains(&Operation::SyncFolder) {
+            return Ok(());
+        }
+        let inside = |path: &Path| path.parent() == Some(folder);
+        let (now, later) =
+            std::mem::take(&mut state.name_changes).into_iter().partition(|change| match change {
+                NameChange::Set(path, _) | NameChange::Remove(path) => inside(path),
+                NameChange::Rename { from, to, .. } => inside(from) || inside(to),
+            });
+        state.name_changes = later;
+        let now: Vec<NameChange> = now;
+        now.iter().for_each(|change| State::apply(&mut state.durable_names, change));
+        Ok(())
+    }
+
+    fn space(&self, folder: &Path) -> io::Result<DiskSpace> {
+        let mut state = self.state.lock();
+        state.begin(Operation::Read, folder)?;
+        Ok(DiskSpace {
+            total_bytes: state.total_pages * PAGE_BYTES as u64,
+            available_bytes: (state.total_pages - state.used_pages) * PAGE_BYTES as u64,
+        })
+    }
+}
+
+struct SimFile {
+    disk: SimDisk,
+    path: PathBuf,
+    inode: u64,
+    life: u64,
+    handle: u64,
+}
+
+impl SimFile {
+    fn begin(&self, operation: Operation) -> io::Result<MutexGuard<'_, State>> {
+        let mut state = self.disk.state.lock();
+        if state.life != self.life {
+            return Err(os_error(libc::EBADF));
+        }
+        state.begin(operation, &self.path)?;
+        Ok(state)
+    }
+
+    fn sync(&self, size_too: bool) -> io::Result<()> {
+        let mut state = match self.begin(Operation::Sync) {
+            Ok(state) => state,
+            Err(error) => {
+                let mut state = self.disk.state.lock();
+                if state.life == self.life && !state.power_is_off {
+                    state.inodes.get_mut(&self.inode).expect("the file exists").fail_sync();
+                }
+                return Err(error);
+            }
+        };
+        state.changed()?;
+        state.counts.syncs += 1;
+        if state.lies.contains(&Operation::Sync) {
+            return Ok(());
+        }
+        let inode = state.inodes.get_mut(&self.inode).expect("the file exists");
+        inode.sync();
+        if size_too {
+            inode.durable_size = inode.size;
+        }
+        Ok(())
+    }
+}
+
+impl DiskFile for SimFile {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.begin(Operation::Read)?.inodes[&self.inode].size)
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let mut state = self.begin(Operation::Read)?;
+        state.counts.reads += 1;
+        let inode = &state.inodes[&self.inode];
+        if offset + buffer.len() as u64 > inode.size {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        inode.read(offset, buffer);
+        Ok(())
+    }
+
+    fn write_at(&self, parts: &[IoSlice<'_>], mut offset: u64) -> io::Result<()> {
+        let mut state = self.begin(Operation::Write)?;
+        state.counts.writes += 1;
+        let length: u64 = parts.iter().map(|part| part.len() as u64).sum();
+        let page = PAGE_BYTES as u64;
+        state.take_blocks(self.inode, offset / page, (offset + length).div_ceil(page))?;
+        let inode = state.inodes.get_mut(&self.inode).expect("the file exists");
+        for part in parts {
+            inode.write(offset, part);
+            offset += part.len() as u64;
+        }
+        inode.size = inode.size.max(offset);
+        state.changed()
+    }
+
+    fn allocate(&self, size: u64) -> io::Result<()> {
+        let mut state = self.begin(Operation::Allocate)?;
+        state.take_blocks(self.inode, 0, size.div_ceil(PAGE_BYTES as u64))?;
+        let inode = state.inodes.get_mut(&self.inode).expect("the file exists");
+        inode.size = inode.size.max(size);
+        state.changed()
+    }
+
+    fn punch_hole(&self, offset: u64, length: u64) -> io::Result<()> {
+        let mut state = self.begin(Operation::Write)?;
+        let page = PAGE_BYTES as u64;
+        state.inodes.get_mut(&self.inode).expect("the file exists").clear(offset, offset + length);
+        state.give_blocks(self.inode, offset.div_ceil(page), (offset + length) / page);
+        state.changed()
+    }
+
+    fn truncate(&self, size: u64) -> io::Result<()> {
+        let mut state = self.begin(Operation::Write)?;
+        let inode = state.inodes.get_mut(&self.inode).expect("the file exists");
+        inode.clear(size, inode.size.max(size));
+        inode.size = size;
+        state.give_blocks(self.inode, size.div_ceil(PAGE_BYTES as u64), u64::MAX);
+        state.changed()
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.sync(false)
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        self.sync(true)
+    }
+
+    fn forget_cached(&self, offset: u64, length: u64) -> io::Result<()> {
+        let mut state = self.begin(Operation::Read)?;
+        state
+            .inodes
+            .get_mut(&self.inode)
+            .expect("the file exists")
+            .forget(offset, offset.saturating_add(length));
+        Ok(())
+    }
+
+    fn lock(&self) -> io::Result<()> {
+        let mut state = self.begin(Operation::Read)?;
+        let owner = *state.locks.entry(self.inode).or_insert(self.handle);
+        if owner == self.handle { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
+    }
+}
+
+impl Drop for SimFile {
+    fn drop(&mut self) {
+        let mut state = self.disk.state.lock();
+        if state.life == self.life && state.locks.get(&self.inode) == Some(&self.handle) {
+            state.locks.remove(&self.inode);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "disk/tests.rs"]
+mod tests;

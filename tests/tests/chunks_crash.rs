@@ -1,0 +1,465 @@
+//! The chunk store on a disk that loses, tears and reorders what was not synced: what was acknowledged must stay.
+//!
+//! Each seed is one history: a store is opened, written to, cut off at some change, sync or await, and opened again, a few
+//! times. Beside it runs a list of promises: what the store said to its callers. The last tests plant bugs and expect
+//! that this very check finds them.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
+
+use cairn_node::chunks::{
+    ChunkStore, Identity, OpenError, Presence, Purpose, PutError, PutOutcome, ReadError, SealedChunk,
+    StoreOptions, Tombstone, VolumeKey, seal_chunk,
+};
+use cairn_placement::{ChunkId, Generation, PgId, VolumeId};
+use cairn_tests::sim::{
+    disk::{Fault, Operation, SimDisk},
+    env::{SimTime, env},
+};
+use futures::future::join_all;
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+
+const IDS: u32 = 48;
+const ROUNDS: usize = 5;
+const OPERATIONS: usize = 40;
+
+/// What the store has said about one id.
+#[derive(Debug, Clone, Copy, Default)]
+struct Promise {
+    put_tried: bool,
+    bury_tried: bool,
+    stored: bool,
+    buried: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Request {
+    Put(u32),
+    Bury(u32, u32),
+    Read(u32),
+}
+
+#[derive(Debug)]
+enum Answer {
+    Put(u32, Result<PutOutcome, PutError>),
+    Bury(u32, u32, Result<(), PutError>),
+    Read(u32, Result<bool, ReadError>),
+}
+
+/// How a round ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The power goes at some change.
+    PowerCut,
+    /// The process is killed at some await; the cache stays.
+    Kill,
+    /// A clean shutdown, then a power cut.
+    Close,
+}
+
+fn id(number: u32) -> ChunkId {
+    ChunkId { generation: Generation::mint(1, [number as u8; 12]), index: number }
+}
+
+fn tombstone(number: u32) -> Tombstone {
+    Tombstone { id: id(number), volume: VolumeId(1), copies: 3 }
+}
+
+/// The one content of an id. Sizes around sectors, pages and frames.
+fn chunk(number: u32) -> SealedChunk {
+    static CHUNKS: LazyLock<Vec<SealedChunk>> = LazyLock::new(|| (0..IDS).map(sealed).collect());
+    CHUNKS.get(number as usize).cloned().unwrap_or_else(|| sealed(number))
+}
+
+fn sealed(number: u32) -> SealedChunk {
+    let sizes = [1, 100, 400, 512, 3000, 4096, 5000, 20_000, 65_536, 65_537, 140_000];
+    let size = sizes[number as usize % sizes.len()];
+    let plain: Vec<u8> = (0..size).map(|n| (n as u32 * 13 + number) as u8).collect();
+    let key = VolumeKey::from_bytes([5; 32]).derive(id(number).generation);
+    seal_chunk(&key, VolumeId(1), 3, id(number), &[plain.into()]).expect("a sound chunk")
+}
+
+fn options() -> StoreOptions {
+    StoreOptions {
+        segment_bytes: 300_000,
+        group_bytes: 100_000,
+        queue_bytes: 400_000,
+        ..StoreOptions::new("/disk/data", [1; 16], "node-0")
+    }
+}
+
+async fn open_store(seed: u64, disk: &SimDisk) -> Result<(ChunkStore, Identity), OpenError> {
+    ChunkStore::open(env(seed, disk.clone(), &SimTime::default()), options()).await
+}
+
+async fn is_whole(store: &ChunkStore, number: u32) -> Result<bool, ReadError> {
+    let (header, frames) = store.read(id(number), 0..u32::MAX).await?;
+    let expected = chunk(number);
+    Ok(header == expected.header && frames == expected.frames)
+}
+
+struct History {
+    seed: u64,
+    random: StdRng,
+    disk: SimDisk,
+    promises: HashMap<u32, Promise>,
+    /// Faults may cost chunks that were acknowledged on other occasions; then only wrong answers are failures.
+    opens: u64,
+}
+
+impl History {
+    fn new(seed: u64) -> Self {
+        Self {
+            seed,
+            random: StdRng::seed_from_u64(seed),
+            disk: SimDisk::new(64 << 20),
+            promises: HashMap::new(),
+            opens: 0,
+        }
+    }
+
+    fn run(&mut self) -> Result<(), String> {
+        for round in 0..ROUNDS {
+            let end = *[End::PowerCut, End::PowerCut, End::Kill, End::Close]
+                .choose(&mut self.random)
+                .expect("not empty");
+            self.round(end).map_err(|error| format!("seed {} round {round} {end:?}: {error}", self.seed))?;
+        }
+        Ok(())
+    }
+
+    fn round(&mut self, end: End) -> Result<(), String> {
+        // A cut while the store is being opened, now and then.
+        if self.random.random_bool(0.3) {
+            self.disk.cut_power_after(self.random.random_range(0..12));
+            let _ = SimTime::default().runtime().block_on(self.open());
+            self.disk.crash(&mut self.random);
+        }
+        let answers = SimTime::default().runtime().block_on(async {
+            let store = self.open().await.map_err(|error| format!("does not open: {error}"))?;
+            self.check(&store).await?;
+            if end == End::PowerCut {
+                self.disk.cut_power_after(self.random.random_range(0..120));
+            } else if self.random.random_bool(0.4) {
+                self.inject_faults();
+            }
+            let patience = if end == End::Kill { self.random.random_range(1..400) } else { usize::MAX };
+            let answers = self.requests(&store, patience).await;
+            if end == End::Close {
+                store.close().await;
+            }
+            Ok::<_, String>(answers)
+        })?;
+        self.note(answers)?;
+        if end == End::Kill {
+            self.disk.kill();
+        } else {
+            self.disk.crash(&mut self.random);
+        }
+        Ok(())
+    }
+
+    async fn open(&mut self) -> Result<ChunkStore, OpenError> {
+        self.opens += 1;
+        let seed = self.seed << 16 | self.opens;
+        Ok(open_store(seed, &self.disk).await?.0)
+    }
+
+    fn inject_faults(&mut self) {
+        for _ in 0..self.random.random_range(1..4) {
+            let operation = *[
+                Operation::Sync,
+                Operation::Sync,
+                Operation::Write,
+                Operation::Allocate,
+                Operation::SyncFolder,
+            ]
+            .choose(&mut self.random)
+            .expect("not empty");
+            self.disk.fail(Fault {
+                operation,
+                path: "segments".into(),
+                after: self.random.random_range(0..10),
+                times: self.random.random_range(1..3),
+                os_error: libc::EIO,
+            });
+        }
+    }
+
+    /// Sends requests at once; gives the answers that came before patience, counted in awaits, ran out.
+    async fn requests(&mut self, store: &ChunkStore, patience: usize) -> Vec<Answer> {
+        let answers = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+        let mut tasks = Vec::new();
+        for _ in 0..OPERATIONS {
+            let request = match self.random.random_range(0..10) {
+                0..=5 => Request::Put(self.random.random_range(0..IDS)),
+                6..=7 => Request::Bury(self.random.random_range(0..IDS), self.random.random_range(0..IDS)),
+                _ => Request::Read(self.random.random_range(0..IDS)),
+            };
+            match request {
+                Request::Put(n) => self.promises.entry(n).or_default().put_tried = true,
+                Request::Bury(n, m) => {
+                    self.promises.entry(n).or_default().bury_tried = true;
+                    self.promises.entry(m).or_default().bury_tried = true;
+                }
+                Request::Read(_) => {}
+            }
+            let delay = self.random.random_range(0..60);
+            let (store, answers) = (store.clone(), answers.clone());
+            tasks.push(async move {
+                for _ in 0..delay {
+                    tokio::task::yield_now().await;
+                }
+                let answer = match request {
+                    Request::Put(n) => Answer::Put(n, store.put(chunk(n), Purpose::Write).await),
+                    Request::Bury(n, m) => {
+                        Answer::Bury(n, m, store.bury(vec![tombstone(n), tombstone(m)]).await)
+                    }
+                    Request::Read(n) => Answer::Read(n, is_whole(&store, n).await),
+                };
+                answers.borrow_mut().push(answer);
+            });
+        }
+        tokio::select! {
+            _ = join_all(tasks) => {}
+            () = async { for _ in 0..patience { tokio::task::yield_now().await } } => {}
+        }
+        answers.take()
+    }
+
+    fn note(&mut self, answers: Vec<Answer>) -> Result<(), String> {
+        for answer in answers {
+            match answer {
+                Answer::Put(n, Ok(_)) => self.promises.entry(n).or_default().stored = true,
+                Answer::Put(n, Err(PutError::Buried)) if self.promises[&n].bury_tried => {}
+                Answer::Put(_, Err(PutError::Failed(_) | PutError::Closed)) => {}
+                Answer::Bury(n, m, Ok(())) => {
+                    for n in [n, m] {
+                        self.promises.entry(n).or_default().buried = true;
+                    }
+                }
+                Answer::Bury(_, _, Err(PutError::Failed(_) | PutError::Closed)) => {}
+                Answer::Read(n, Ok(true)) if self.promises[&n].put_tried => {}
+                Answer::Read(_, Err(ReadError::NotFound | ReadError::Buried | ReadError::Failed(_))) => {}
+                // The power went while it was read: nobody can tell that from damage.
+                Answer::Read(_, Err(ReadError::Corrupt(reason))) if reason.contains("os error 5") => {}
+                other => return Err(format!("a wrong answer: {other:?}")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares a store that was just opened with all promises. What it shows now is a promise too.
+    async fn check(&mut self, store: &ChunkStore) -> Result<(), String> {
+        let report = store.recovery();
+        if !report.corrupt.is_empty() {
+            return Err(format!("damage where there is none: {report:?}"));
+        }
+        for (n, promise) in &mut self.promises {
+            let presence = store.contains(id(*n));
+            match presence {
+                Presence::Present if promise.buried => return Err(format!("{n} was buried and is back")),
+                Presence::Present if !promise.put_tried => return Err(format!("{n} was never put")),
+                Presence::Present => match is_whole(store, *n).await {
+                    Ok(true) => promise.stored = true,
+                    other => return Err(format!("{n} is in the inventory, but reads {other:?}")),
+                },
+                Presence::Buried if !promise.bury_tried => return Err(format!("{n} was never buried")),
+                Presence::Buried => promise.buried = true,
+                Presence::Absent if promise.buried => return Err(format!("the tombstone of {n} is lost")),
+                Presence::Absent if promise.stored => {
+                    return Err(format!("{n} was acknowledged and is lost"));
+                }
+                Presence::Absent => {}
+            }
+        }
+        let usage = store.usage();
+        let lines = store.inventory(0, PgId(0), None, usize::MAX);
+        if lines.len() as u64 != usage.chunks + usage.tombstones {
+            return Err(format!("{} lines, {usage:?}", lines.len()));
+        }
+        Ok(())
+    }
+}
+
+/// The first seed that fails, and how.
+fn first_failure(seeds: std::ops::Range<u64>, prepare: impl Fn(&History)) -> Option<String> {
+    seeds.into_iter().find_map(|seed| {
+        let mut history = History::new(seed);
+        prepare(&history);
+        history.run().err()
+    })
+}
+
+#[test]
+fn what_was_acknowledged_stays() {
+    let seeds = std::env::var("CAIRN_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(400);
+    assert_eq!(first_failure(0..seeds, |_| {}), None);
+}
+
+/// The check must find a store that does not sync its groups.
+#[test]
+fn a_forgotten_fdatasync_is_found() {
+    let failure =
+        first_failure(0..100, |history| history.disk.lie_about(Operation::Sync)).expect("must be found");
+    assert!(failure.contains("lost") || failure.contains("does not open"), "{failure}");
+}
+
+/// The check must find a store that does not sync its folders.
+#[test]
+fn a_forgotten_folder_sync_is_found() {
+    let failure = first_failure(0..100, |history| history.disk.lie_about(Operation::SyncFolder))
+        .expect("must be found");
+    assert!(failure.contains("lost"), "{failure}");
+}
+
+fn segments(disk: &SimDisk) -> Vec<(PathBuf, u64)> {
+    disk.files().into_iter().filter(|(path, _)| path.extension().is_some_and(|name| name == "seg")).collect()
+}
+
+#[test]
+fn one_fdatasync_serves_many_writers() {
+    let disk = SimDisk::new(64 << 20);
+    SimTime::default().runtime().block_on(async {
+        let store = open_store(1, &disk).await.unwrap().0;
+        store.put(chunk(0), Purpose::Write).await.unwrap();
+        let before = disk.counts().syncs;
+        let puts = (1..40).filter(|n| n % 11 < 4).map(|n| store.put(chunk(n), Purpose::Write));
+        let stored = join_all(puts).await;
+        assert!(stored.len() > 12 && stored.iter().all(|outcome| *outcome == Ok(PutOutcome::Stored)));
+        let syncs = disk.counts().syncs - before;
+        assert!(syncs <= 3, "{syncs} syncs for {} chunks", stored.len());
+    });
+}
+
+#[test]
+fn a_failed_sync_acknowledges_nothing_and_the_next_segment_takes_over() {
+    let disk = SimDisk::new(64 << 20);
+    SimTime::default().runtime().block_on(async {
+        let store = open_store(1, &disk).await.unwrap().0;
+        store.put(chunk(1), Purpose::Write).await.unwrap();
+        let fault = Fault {
+            operation: Operation::Sync,
+            path: ".seg".into(),
+            after: 0,
+            times: 1,
+            os_error: libc::EIO,
+        };
+        disk.fail(fault);
+        assert!(matches!(store.put(chunk(2), Purpose::Write).await, Err(PutError::Failed(_))));
+        assert_eq!(store.contains(id(2)), Presence::Absent);
+        assert_eq!(store.put(chunk(3), Purpose::Write).await, Ok(PutOutcome::Stored));
+        assert_eq!(segments(&disk).len(), 2);
+        assert_eq!(is_whole(&store, 1).await, Ok(true));
+        assert_eq!(store.counters().failed_groups, 1);
+        assert_eq!(store.put(chunk(2), Purpose::Write).await, Ok(PutOutcome::Stored));
+    });
+}
+
+/// A write error makes the store look at its earlier chunks on the medium; what rotted there leaves the inventory.
+#[test]
+fn after_a_failed_write_earlier_chunks_are_read_again() {
+    let disk = SimDisk::new(64 << 20);
+    SimTime::default().runtime().block_on(async {
+        let store = open_store(1, &disk).await.unwrap().0;
+        store.put(chunk(1), Purpose::Write).await.unwrap();
+        store.put(chunk(2), Purpose::Write).await.unwrap();
+        disk.rot(&segments(&disk)[0].0, 4096 + 76 + 5, 1);
+        let fault = Fault {
+            operation: Operation::Write,
+            path: ".seg".into(),
+            after: 0,
+            times: 1,
+            os_error: libc::EIO,
+        };
+        disk.fail(fault);
+        assert!(store.put(chunk(3), Purpose::Write).await.is_err());
+        assert_eq!(store.put(chunk(4), Purpose::Write).await, Ok(PutOutcome::Stored));
+        assert_eq!(store.contains(id(1)), Presence::Absent);
+        assert_eq!(store.contains(id(2)), Presence::Present);
+        assert_eq!(store.counters().corrupt_chunks, 1);
+    });
+}
+
+/// Before the durable end, damage is named and the rest is found; a damaged tail that nobody was told of is not damage.
+#[test]
+fn rot_is_named_and_the_rest_is_found() {
+    let disk = SimDisk::new(64 << 20);
+    SimTime::default().runtime().block_on(async {
+        let store = open_store(1, &disk).await.unwrap().0;
+        for n in [1, 2, 3] {
+            store.put(chunk(n), Purpose::Write).await.unwrap();
+        }
+        store.close().await;
+    });
+    let segment = segments(&disk)[0].0.clone();
+    // The header of the second record.
+    let second = 4096 + (76 + 100 + 16u64).next_multiple_of(8);
+    disk.rot(&segment, second + 30, 0x40);
+    SimTime::default().runtime().block_on(async {
+        let store = open_store(2, &disk).await.unwrap().0;
+        let corrupt = &store.recovery().corrupt;
+        assert_eq!(corrupt.len(), 1, "{corrupt:?}");
+        assert_eq!((corrupt[0].range.start, corrupt[0].seems), (second, Some(id(2))));
+        assert_eq!(store.contains(id(2)), Presence::Absent);
+        assert_eq!(is_whole(&store, 1).await, Ok(true));
+        assert_eq!(is_whole(&store, 3).await, Ok(true));
+        assert_eq!(store.put(chunk(2), Purpose::Repair).await, Ok(PutOutcome::Stored));
+        assert_eq!(is_whole(&store, 2).await, Ok(true));
+    });
+}
+
+#[test]
+fn a_full_disk_refuses_writes_and_still_deletes() {
+    let disk = SimDisk::new(4 << 20);
+    SimTime::default().runtime().block_on(async {
+        let store = open_store(1, &disk).await.unwrap().0;
+        let big: Vec<u32> = (0..400).filter(|n| n % 11 == 10).collect();
+        let mut stored = Vec::new();
+        for n in &big {
+            match store.put(chunk(*n), Purpose::Write).await {
+                Ok(_) => stored.push(*n),
+                Err(error) => {
+                    assert_eq!(error, PutError::Full);
+                    break;
+                }
+            }
+        }
+        assert!(stored.len() > 20 && stored.len() < big.len(), "{}", stored.len());
+        let mut others = big[stored.len()..].iter().copied();
+        let mut repaired = 0;
+        let last = loop {
+            let next = others.next().expect("the disk gets full");
+            match store.put(chunk(next), Purpose::Repair).await {
+                Ok(_) => repaired += 1,
+                Err(error) => break (next, error),
+            }
+        };
+        assert_eq!(last.1, PutError::Full);
+        assert!((1..=3).contains(&repaired), "repair uses half of the reserve: {repaired}");
+        store.bury(stored.iter().take(5).map(|n| tombstone(*n)).collect()).await.unwrap();
+        // The space comes back once the tombstones are known to be durable: with the next group.
+        store.bury(vec![tombstone(9999)]).await.unwrap();
+        for _ in 0..50 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(store.put(chunk(last.0), Purpose::Write).await, Ok(PutOutcome::Stored));
+    });
+}
+
+#[test]
+fn a_second_process_is_kept_out() {
+    let disk = SimDisk::new(64 << 20);
+    SimTime::default().runtime().block_on(async {
+        let (store, identity) = open_store(1, &disk).await.unwrap();
+        assert_eq!(identity.boot, 1);
+        assert!(matches!(open_store(2, &disk).await.err(), Some(OpenError::Locked { .. })));
+        store.close().await;
+        let (_, again) = open_store(3, &disk).await.unwrap();
+        assert_eq!((again.boot, again.incarnation), (2, identity.incarnation));
+    });
+    assert!(disk.files().iter().any(|(path, _)| path == Path::new("/disk/data/identity")));
+}
