@@ -77,7 +77,7 @@ pub fn recover(disk: &dyn Disk, table: &SegmentTable) -> Result<Recovered, OpenE
     let mut marks: HashMap<SegmentId, u64> = HashMap::new();
     // The newest first: what marks a segment is in a newer one, or in itself.
     for id in list(disk, table)?.into_iter().rev() {
-        let Some(mut read) = read_segment(disk, table, id)? else { continue };
+        let Some(mut read) = read_segment(disk, table, id, marks.get(&id).copied())? else { continue };
         for found in &read.scan.found {
             if let Body::Mark { segment, end } = found.record.body {
                 let known = marks.entry(segment).or_default();
@@ -88,9 +88,13 @@ pub fn recover(disk: &dyn Disk, table: &SegmentTable) -> Result<Recovered, OpenE
         if marked_end.is_none() {
             // The page cache may hold a group whose sync failed, and call it clean.
             let _ = read.file.forget_cached(0, u64::MAX / 2);
-            read.scan = read_through(table, id, &*read.file)?;
+            read.scan = read_through(table, id, &*read.file, None)?;
         }
         take_in(table, read, marked_end, &mut recovered);
+    }
+    // Marked, with content, and not there.
+    for (id, end) in marks.into_iter().filter(|(_, end)| *end > FIRST_RECORD) {
+        corrupt(&mut recovered.report, id, 0..end, None);
     }
     let to_write = &mut recovered.to_write;
     let unmarked = |hole: &mut Hole| to_write.to_mark.iter().any(|(id, _)| *id == table.id(hole.slot));
@@ -114,11 +118,17 @@ fn take_in(table: &SegmentTable, read: Read, marked_end: Option<u64>, recovered:
     }
 }
 
-fn read_through(table: &SegmentTable, id: SegmentId, file: &dyn DiskFile) -> Result<Scan, OpenError> {
+/// Reads records up to the segment's end, if a mark tells it.
+fn read_through(
+    table: &SegmentTable,
+    id: SegmentId,
+    file: &dyn DiskFile,
+    marked_end: Option<u64>,
+) -> Result<Scan, OpenError> {
     let path = table.path(id);
     let size = file.size().map_err(disk_error("look at", &path))?;
     let position = Position { incarnation: table.identity().incarnation, segment: id, offset: 0 };
-    scan(file, size, position).map_err(|newer| OpenError::NewerFormat {
+    scan(file, size.min(marked_end.unwrap_or(size)), position).map_err(|newer| OpenError::NewerFormat {
         path,
         found: u32::from(newer.version),
         known: 1,
@@ -143,7 +153,12 @@ fn list(disk: &dyn Disk, table: &SegmentTable) -> Result<Vec<SegmentId>, OpenErr
 }
 
 /// Syncs and scans one segment; `None` if its making was never finished, and it is gone now.
-fn read_segment(disk: &dyn Disk, table: &SegmentTable, id: SegmentId) -> Result<Option<Read>, OpenError> {
+fn read_segment(
+    disk: &dyn Disk,
+    table: &SegmentTable,
+    id: SegmentId,
+    marked_end: Option<u64>,
+) -> Result<Option<Read>, OpenError> {
     let path = table.path(id);
     let failed = |action| disk_error(action, &path);
     let file = disk.open(&path, OpenMode::ReadWrite).map_err(failed("open"))?;
@@ -173,8 +188,8 @@ fn read_segment(disk: &dyn Disk, table: &SegmentTable, id: SegmentId) -> Result<
         Err(Some(found)) => return Err(OpenError::NewerFormat { path, found, known: 1 }),
         Err(None) => true,
     };
-    let scan = read_through(table, id, &*file)?;
-    if scan.found.is_empty() && scan.gaps.is_empty() {
+    let scan = read_through(table, id, &*file, marked_end)?;
+    if scan.found.is_empty() && scan.gaps.is_empty() && marked_end.is_none_or(|end| end <= FIRST_RECORD) {
         // A segment is durable before its first record is written, and this one has none.
         tracing::warn!(segment = %id, size, "removed: nothing was ever written to it");
         drop(file);
@@ -194,6 +209,9 @@ fn judge(table: &SegmentTable, read: &Read, marked_end: Option<u64>, report: &mu
     }
     for Gap { range, seems } in read.scan.gaps.iter().filter(|gap| gap.range.start < trusted_end) {
         corrupt(report, read.id, range.start..range.end.min(trusted_end), *seems);
+    }
+    if read.scan.content_end < trusted_end {
+        corrupt(report, read.id, read.scan.content_end..trusted_end, None);
     }
     let position = Position { incarnation: table.identity().incarnation, segment: read.id, offset: 0 };
     let whole = |found: &Found| {

@@ -110,17 +110,25 @@ struct Window {
     bytes: Vec<u8>,
 }
 
+impl Window {
+    fn fill(&mut self, file: &dyn DiskFile, start: u64, end: u64) -> io::Result<()> {
+        self.start = start;
+        self.bytes.resize((end - start) as usize, 0);
+        file.read_at(&mut self.bytes, start).inspect_err(|_| self.bytes.clear())
+    }
+}
+
 impl Scanner<'_> {
     /// Up to `length` bytes at `at`, fewer at the end of the file; reads `ahead` bytes if it must read.
     fn bytes(&mut self, at: u64, length: u64, ahead: u64) -> io::Result<&[u8]> {
         let end = (at + length).min(self.size);
         let window = &mut self.window;
         if at < window.start || end > window.start + window.bytes.len() as u64 {
-            let read = (at + ahead.max(length)).min(self.size) - at;
-            window.bytes.resize(read as usize, 0);
-            window.start = at;
-            if let Err(error) = self.file.read_at(&mut window.bytes, at) {
-                window.bytes.clear();
+            // What was not asked for may be what cannot be read.
+            let further = (at + ahead.max(length)).min(self.size);
+            if let Err(error) = window.fill(self.file, at, further)
+                && (further == end || window.fill(self.file, at, end).is_err())
+            {
                 return Err(error);
             }
         }
@@ -151,7 +159,10 @@ impl Scanner<'_> {
         let mut at = from - RECORD_ALIGNMENT;
         let mut first = true;
         while at < self.size {
-            let Ok(bytes) = self.bytes(at, READ_AHEAD_BYTES, READ_AHEAD_BYTES) else {
+            // Up to the next whole block, if more cannot be read.
+            let block = (at + 1).next_multiple_of(UNREADABLE_BYTES) - at;
+            let length = if self.bytes(at, READ_AHEAD_BYTES, 0).is_ok() { READ_AHEAD_BYTES } else { block };
+            let Ok(bytes) = self.bytes(at, length, 0) else {
                 at = (at + 1).next_multiple_of(UNREADABLE_BYTES);
                 first = false;
                 self.nonzero_end = at.min(self.size);

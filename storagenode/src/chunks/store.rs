@@ -33,8 +33,10 @@ use crate::env::{DiskFile, Env};
 const BUDGET_UNIT_BYTES: u64 = 1024;
 /// Commands that wait for the writer; their bytes are bounded by the budget.
 const QUEUE_COMMANDS: usize = 1024;
-/// Tombstones of one command.
+/// Tombstones of one command, and such commands at once. Deletes do not wait for the chunks' memory budget: uploads that
+/// are slow to arrive hold it.
 const BURY_BATCH: usize = 1024;
+const BURY_BATCHES: usize = 64;
 /// The smallest segment on a small disk.
 const SEGMENT_BYTES_MIN: u64 = 1 << 20;
 /// A small disk is cut into so many segments.
@@ -61,6 +63,7 @@ pub struct Inner {
     report: RecoveryReport,
     flights: Arc<Flights>,
     budget: Arc<Semaphore>,
+    burials: Arc<Semaphore>,
     lock: Mutex<Option<Arc<dyn DiskFile>>>,
     closed: AtomicBool,
 }
@@ -116,6 +119,7 @@ impl ChunkStore {
             report,
             flights: Arc::default(),
             budget: Arc::new(Semaphore::new(budget)),
+            burials: Arc::new(Semaphore::new(BURY_BATCHES)),
             lock: Mutex::new(Some(lock)),
             closed: AtomicBool::new(false),
         });
@@ -181,7 +185,7 @@ impl ChunkStore {
             chunks.retain(|chunk| index.presence(chunk.id) != Presence::Buried);
         }
         for tombstones in chunks.chunks(BURY_BATCH) {
-            let budget = self.budget(std::mem::size_of_val(tombstones) as u64).await?;
+            let budget = self.inner.burials.clone().acquire_owned().await.map_err(|_| PutError::Closed)?;
             let (reply, answer) = oneshot::channel();
             self.send(Command::Bury(Bury { tombstones: tombstones.to_vec(), budget, reply })).await?;
             answer.await.map_err(|_| PutError::Closed)??;

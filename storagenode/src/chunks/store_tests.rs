@@ -7,9 +7,9 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    chunks::{VolumeKey, seal_chunk},
+    chunks::{FRAME_BYTES, VolumeKey, seal_chunk},
     env::{
-        Listener, Network, Stream,
+        Disk, Listener, Network, OpenMode, Stream,
         real::{RealClock, RealDisk, RealRandom, RealThreads},
     },
 };
@@ -90,4 +90,187 @@ async fn chunks_survive_reopening() {
     assert_eq!(store.put(chunk(3, 5), Purpose::Write).await, Err(PutError::Buried));
     assert_eq!(store.recovery().open_segments, 0);
     assert_eq!(read_all(&store, 4).await.unwrap_err(), ReadError::NotFound);
+}
+
+#[tokio::test]
+async fn only_the_frames_asked_for_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&options(&folder)).await;
+    let whole = chunk(1, 10 * FRAME_BYTES + 5);
+    store.put(whole.clone(), Purpose::Write).await.unwrap();
+    for frames in [0..1, 0..11, 3..5, 10..11, 10..u32::MAX, 0..0, 11..20, u32::MAX..u32::MAX] {
+        let (header, read) = store.read(id(1), frames.clone()).await.unwrap();
+        let expected = header.clamp(frames.clone());
+        assert_eq!(header, whole.header);
+        assert_eq!(read, whole.frames[expected.start as usize..expected.end as usize], "{frames:?}");
+    }
+}
+
+#[tokio::test]
+async fn unsound_chunks_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&options(&folder)).await;
+    let sound = chunk(1, 70_000);
+    let mut flipped = sound.clone();
+    let mut bytes = flipped.frames[1].to_vec();
+    bytes[7] ^= 1;
+    flipped.frames[1] = bytes.into();
+    let mut short = sound.clone();
+    short.frames.pop();
+    let no_copies = SealedChunk {
+        header: Arc::new(ChunkHeader { copies: 0, ..(*sound.header).clone() }),
+        ..sound.clone()
+    };
+    for chunk in [flipped, short, no_copies] {
+        assert!(matches!(store.put(chunk, Purpose::Write).await, Err(PutError::BadChunk(_))));
+    }
+    let nobody = Tombstone { copies: 0, ..tombstone(1) };
+    assert!(matches!(store.bury(vec![nobody]).await, Err(PutError::BadChunk(_))));
+    assert_eq!(store.usage().chunks + store.usage().tombstones, 0);
+}
+
+#[tokio::test]
+async fn what_is_here_need_not_be_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&options(&folder)).await;
+    let sound = chunk(1, 70_000);
+    let Prepared::Ready(ticket) = store.prepare(sound.header.clone(), Purpose::Write).await.unwrap() else {
+        panic!("it is not here yet")
+    };
+    assert_eq!(store.write(ticket, sound.frames.clone()).await, Ok(PutOutcome::Stored));
+    assert!(matches!(store.prepare(sound.header, Purpose::Write).await, Ok(Prepared::Present)));
+    assert!(matches!(store.prepare(chunk(1, 70_001).header, Purpose::Write).await, Err(PutError::Conflict)));
+}
+
+#[tokio::test]
+async fn of_two_contents_under_one_id_one_wins() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&options(&folder)).await;
+    let (a, b) = (chunk(1, 5000), chunk(1, 6000));
+    let puts = (0..20).map(|n| store.put(if n % 2 == 0 { a.clone() } else { b.clone() }, Purpose::Write));
+    let outcomes = futures::future::join_all(puts).await;
+    let count =
+        |wanted: Result<PutOutcome, PutError>| outcomes.iter().filter(|outcome| **outcome == wanted).count();
+    assert_eq!(count(Ok(PutOutcome::Stored)), 1);
+    assert_eq!(count(Ok(PutOutcome::Present)), 9);
+    assert_eq!(count(Err(PutError::Conflict)), 10);
+}
+
+#[tokio::test]
+async fn a_damaged_chunk_leaves_the_inventory_and_can_be_put_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(&folder);
+    let store = open(&options).await;
+    let whole = chunk(1, 3 * FRAME_BYTES);
+    store.put(whole.clone(), Purpose::Write).await.unwrap();
+    let segments = options.folder.join(SEGMENTS_FOLDER);
+    let segment = segments.join(&RealDisk.list(&segments).unwrap()[0]);
+    let file = RealDisk.open(&segment, OpenMode::ReadWrite).unwrap();
+    file.write_at(&[io::IoSlice::new(&[0; 3])], 4096 + 84 + FRAME_BYTES as u64 + 100).unwrap();
+
+    assert_eq!(store.read(id(1), 0..1).await.unwrap().1.len(), 1, "that frame is sound");
+    assert!(matches!(store.read(id(1), 1..2).await, Err(ReadError::Corrupt(_))));
+    assert_eq!(store.contains(id(1)), Presence::Absent);
+    assert_eq!((store.counters().corrupt_chunks, store.usage().chunks), (1, 0));
+    assert_eq!(store.put(whole.clone(), Purpose::Repair).await, Ok(PutOutcome::Stored));
+    store.close().await;
+    // Of two records of one chunk the newer counts.
+    let store = open(&options).await;
+    assert!(same(&read_all(&store, 1).await.unwrap(), &whole));
+}
+
+#[tokio::test]
+async fn deletes_give_space_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(&folder);
+    let store = open(&options).await;
+    let chunks: Vec<u32> = (0..8).collect();
+    for n in &chunks {
+        store.put(chunk(*n, 300_000), Purpose::Write).await.unwrap();
+    }
+    let before = store.usage();
+    assert!(before.used_bytes > 8 * 300_000 && before.segments > 1, "{before:?}");
+    store.bury(chunks.iter().map(|n| tombstone(*n)).collect()).await.unwrap();
+    store.bury(vec![tombstone(100)]).await.unwrap();
+    for _ in 0..500 {
+        if store.usage().used_bytes < 200_000 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    let after = store.usage();
+    assert!(after.used_bytes < 200_000 && after.tombstones == 9 && after.chunks == 0, "{after:?}");
+    drop(store);
+}
+
+#[tokio::test]
+async fn capacity_and_reserve_hold() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = StoreOptions { capacity_bytes: Some(10 << 20), ..options(&folder) };
+    let store = open(&options).await;
+    let mut stored = 0;
+    let error = loop {
+        match store.put(chunk(stored, 100_000), Purpose::Write).await {
+            Ok(_) => stored += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error, PutError::Full);
+    let usage = store.usage();
+    assert_eq!(usage.capacity_bytes, 10 << 20);
+    assert!(usage.writable_bytes < 110_000);
+    let reserve = usage.capacity_bytes - usage.used_bytes;
+    assert!((838_860..1_000_000).contains(&reserve), "{usage:?}");
+    assert_eq!(store.put(chunk(stored, 100_000), Purpose::Repair).await, Ok(PutOutcome::Stored));
+    store.bury(vec![tombstone(0)]).await.unwrap();
+}
+
+/// What a caller no longer waits for happens all the same, and does not block the next one.
+#[tokio::test]
+async fn a_caller_may_go_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&options(&folder)).await;
+    for n in 0..20 {
+        let put = store.put(chunk(n, 100_000), Purpose::Write);
+        tokio::select! {
+            biased;
+            _ = put => {}
+            () = async { for _ in 0..n { tokio::task::yield_now().await } } => {}
+        }
+    }
+    for n in 0..20 {
+        store.put(chunk(n, 100_000), Purpose::Write).await.unwrap();
+        assert!(same(&read_all(&store, n).await.unwrap(), &chunk(n, 100_000)));
+    }
+}
+
+#[tokio::test]
+async fn bad_options_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = options(&folder);
+    for bad in [
+        StoreOptions { node: String::new(), ..good.clone() },
+        StoreOptions { node: "x".repeat(254), ..good.clone() },
+        StoreOptions { reserve_percent: 90, ..good.clone() },
+        StoreOptions { group_records: 0, ..good.clone() },
+    ] {
+        assert!(matches!(ChunkStore::open(env(), bad).await.err(), Some(OpenError::Options(_))));
+    }
+}
+
+#[test]
+fn a_busy_group_is_summarized_in_no_time() {
+    let mut index = Index::default();
+    for number in 0..10_000 {
+        let entry = Entry {
+            volume: VolumeId(1),
+            copies: 3,
+            plain_length: 4 << 20,
+            place: crate::chunks::index::Place::new(0, 4096),
+        };
+        index.insert(ChunkId { generation: Generation([1; 16]), index: number }, entry).unwrap();
+    }
+    let start = std::time::Instant::now();
+    assert_eq!(index.summarize(0, PgId(0))[0].chunks, 10_000);
+    assert!(start.elapsed().as_millis() < 50, "{:?}", start.elapsed());
 }
