@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use cairn_node::env::{BoxFuture, Clock, Env, Listener, Network, Random, Stream, Threads, Work};
+use cairn_node::env::{BoxFuture, Clock, Env, Listener, Network, Protocol, Random, Stream, Threads, Work};
 use parking_lot::Mutex;
 use rand::{RngCore, SeedableRng, rngs::StdRng};
 use tokio::runtime::Runtime;
@@ -137,7 +137,7 @@ pub struct NoNetwork;
 
 #[async_trait::async_trait]
 impl Network for NoNetwork {
-    async fn listen(&self, _: &str) -> io::Result<Arc<dyn Listener>> {
+    async fn listen(&self, _: &str, _: Protocol) -> io::Result<Arc<dyn Listener>> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
