@@ -247,10 +247,7 @@ where
     K: Resource,
     E: std::error::Error + 'static,
 {
-    match result {
-        Err(controller::Error::QueueError(error)) => {
-            tracing::warn!(%error, "a watch broke off and is begun again")
-        }
-        Ok(_) | Err(_) => {}
+    if let Err(controller::Error::QueueError(error)) = result {
+        tracing::warn!(%error, "a watch broke off and is begun again");
     }
 }
