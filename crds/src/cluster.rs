@@ -185,7 +185,10 @@ pub struct EtcdSpec {
     /// Prefix of all keys, for an etcd shared by several clusters. Without it: `cairn/<namespace>/<name>`. Cannot be
     /// changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[a-z0-9]([-a-z0-9_./]*[a-z0-9])?$"))]
+    #[schemars(
+        length(min = 1, max = 120),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9_.]*[a-z0-9])?(/[a-z0-9]([-a-z0-9_.]*[a-z0-9])?)*$")
+    )]
     pub prefix: Option<String>,
 
     /// Secret with the CA of etcd (`ca.crt`) and a client certificate (`tls.crt`, `tls.key`). Without it, connections to

@@ -30,7 +30,7 @@ pub mod env {
     pub const NODE_NAME: &str = "NODE_NAME";
     pub const ZONE: &str = "ZONE";
     pub const CLUSTER_NAME: &str = "CLUSTER_NAME";
-    /// `etcd://host:port,host:port/prefix`.
+    /// `etcd://host:port,host:port/prefix`, with `?ca=&cert=&key=` (files) where etcd is reached over TLS.
     pub const DATABASE_URL: &str = "DATABASE_URL";
     pub const GRPC_PORT: &str = "GRPC_PORT";
     pub const HTTP_PORT: &str = "HTTP_PORT";
@@ -44,10 +44,6 @@ pub mod env {
     pub const CLIENT_TOKENS_FILE: &str = "CLIENT_TOKENS_FILE";
     /// Nodes that the cluster has when it is complete: the first map waits for them.
     pub const EXPECTED_NODES: &str = "EXPECTED_NODES";
-    /// Set when etcd is reached over TLS.
-    pub const ETCD_CA_FILE: &str = "ETCD_CA_FILE";
-    pub const ETCD_CERT_FILE: &str = "ETCD_CERT_FILE";
-    pub const ETCD_KEY_FILE: &str = "ETCD_KEY_FILE";
 }
 
 /// Entries of Secrets and ConfigMaps.

@@ -148,7 +148,8 @@ fn read_set(record: &mut Record, set: &StatefulSet, wanted: &ValidCluster) -> Op
 fn stored_prefix(pod: &PodSpec) -> Option<String> {
     let variables = pod.containers.first()?.env.as_ref()?;
     let url = variables.iter().find(|variable| variable.name == env::DATABASE_URL)?.value.as_ref()?;
-    url.strip_prefix("etcd://")?.split_once('/').map(|(_, prefix)| prefix.to_owned())
+    let (_, rest) = url.strip_prefix("etcd://")?.split_once('/')?;
+    rest.split('?').next().map(str::to_owned)
 }
 
 /// Holds a spec to what is installed. What may not change stays as it is, and the first such wish is refused; what may

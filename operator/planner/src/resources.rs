@@ -288,12 +288,13 @@ fn environment(cluster: &ValidCluster, zone: &ValidZone) -> Value {
     set(env::KEK_FILE, file(pod::KEK_DIR, entry::KEK));
     set(env::CLIENT_TOKENS_FILE, file(pod::TOKENS_DIR, entry::TOKENS));
     if let MetadataStore::Etcd { endpoints, prefix, tls_secret } = &cluster.metadata {
-        set(env::DATABASE_URL, format!("etcd://{}/{prefix}", endpoints.join(",")));
+        let mut url = format!("etcd://{}/{prefix}", endpoints.join(","));
         if tls_secret.is_some() {
-            set(env::ETCD_CA_FILE, file(pod::ETCD_TLS_DIR, entry::CA_CERTIFICATE));
-            set(env::ETCD_CERT_FILE, file(pod::ETCD_TLS_DIR, entry::CERTIFICATE));
-            set(env::ETCD_KEY_FILE, file(pod::ETCD_TLS_DIR, entry::KEY));
+            let path = |name| file(pod::ETCD_TLS_DIR, name);
+            let (ca, certificate) = (path(entry::CA_CERTIFICATE), path(entry::CERTIFICATE));
+            url.push_str(&format!("?ca={ca}&cert={certificate}&key={}", path(entry::KEY)));
         }
+        set(env::DATABASE_URL, url);
     }
     Value::Array(variables)
 }

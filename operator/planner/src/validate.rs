@@ -216,10 +216,16 @@ fn etcd(resource: &StorageCluster, namespace: &str, name: &str) -> Result<Metada
     }
     bounded("the number of etcd endpoints", etcd.endpoints.len() as i32, 1, 9, "1 to 9")?;
     let endpoints = etcd.endpoints.iter().map(|text| endpoint(text)).collect::<Result<Vec<_>, _>>()?;
+    if let Some(twice) =
+        endpoints.iter().enumerate().find_map(|(i, e)| endpoints[..i].contains(e).then_some(e))
+    {
+        let field = "spec.metadata.etcd.endpoints".to_owned();
+        return Err(Refusal::Duplicate { field, value: twice.clone() });
+    }
     let prefix = match &etcd.prefix {
         Some(prefix) => {
-            named("spec.metadata.etcd.prefix", prefix, 128, Alphabet::Prefix)?;
-            prefix.trim_matches('/').to_owned()
+            named("spec.metadata.etcd.prefix", prefix, 120, Alphabet::Prefix)?;
+            prefix.clone()
         }
         None => format!("cairn/{namespace}/{name}"),
     };
@@ -299,7 +305,9 @@ fn named(field: &str, value: &str, length_max: usize, alphabet: Alphabet) -> Res
         }
         Alphabet::Object => ("-.", "lowercase letters, digits, hyphens and dots"),
         Alphabet::Pool => ("", "lowercase letters and digits, starting with a letter"),
-        Alphabet::Prefix => ("-_./", "lowercase letters, digits, slashes, dots, hyphens and underscores"),
+        Alphabet::Prefix => {
+            ("-_./", "lowercase letters, digits, dots, hyphens and underscores, with single slashes between")
+        }
     };
     let letter_first = matches!(alphabet, Alphabet::Service | Alphabet::Pool);
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
@@ -307,7 +315,8 @@ fn named(field: &str, value: &str, length_max: usize, alphabet: Alphabet) -> Res
         && value.len() <= length_max
         && value.chars().all(|c| plain(c) || extra.contains(c))
         && value.starts_with(|c: char| c.is_ascii_lowercase() || (!letter_first && plain(c)))
-        && value.ends_with(plain);
+        && value.ends_with(plain)
+        && !value.contains("//");
     if good {
         return Ok(());
     }

@@ -85,6 +85,17 @@ fn bad_specs_are_refused_with_what_to_do() {
         assert_eq!(found, reason, "{message}");
         assert!(message.contains(words), "{message}");
     }
+    let etcd = |change: fn(&mut cairn_crds::EtcdSpec)| {
+        refused(|c| change(&mut c.spec.metadata.as_mut().expect("etcd is given").etcd)).0
+    };
+    assert_eq!(etcd(|etcd| etcd.endpoints = vec!["a".into(), "a:2379".into()]), "DuplicateName");
+    assert_eq!(etcd(|etcd| etcd.endpoints = vec!["http://a".into()]), "InvalidEndpoint");
+    assert_eq!(etcd(|etcd| etcd.endpoints.clear()), "EtcdMissing");
+    for prefix in ["a//b", "/a", "a/", "..", "a?ca=/x", "ä"] {
+        let mut seen = resource(|_| {});
+        seen.spec.metadata.as_mut().expect("etcd is given").etcd.prefix = Some(prefix.to_owned());
+        assert_eq!(cluster(&seen, Mode::Kubernetes).map_err(|r| r.reason()), Err("InvalidName"), "{prefix}");
+    }
     let (reason, _) = refused(|c| {
         c.metadata.name = Some("d".repeat(32));
         c.spec.pools[0].zones[0].name = "z".repeat(15);
