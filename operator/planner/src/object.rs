@@ -1,5 +1,7 @@
 //! The objects that the operator applies, and whether one that exists is as it should be.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -109,9 +111,21 @@ impl Object {
 
 /// Marks an object with the digest of what it is, so that [`first_difference`] notices fields that are rendered no more.
 pub fn mark(object: &mut Object) {
-    let digest = fnv1a(object.to_value().to_string().as_bytes());
+    let digest = fnv1a(sorted(&object.to_value()).to_string().as_bytes());
     let annotations = object.metadata_mut().annotations.get_or_insert_default();
     annotations.insert(label::RENDERED.to_owned(), format!("{digest:016x}"));
+}
+
+/// Fields in the order of their names, whatever order this build of the JSON library keeps.
+fn sorted(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let fields: BTreeMap<&String, &Value> = fields.iter().collect();
+            Value::Object(fields.into_iter().map(|(name, field)| (name.clone(), sorted(field))).collect())
+        }
+        Value::Array(items) => items.iter().map(sorted).collect(),
+        other => other.clone(),
+    }
 }
 
 /// 64-bit FNV-1a (Fowler, Noll, Vo): the same in every release, and enough to notice a change.
