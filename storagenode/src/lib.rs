@@ -20,3 +20,6 @@ pub mod run;
 pub mod secrets;
 pub mod tls;
 pub mod workers;
+
+/// The wire types, for programs that serve beside a node.
+pub use cairn_proto::v1 as proto;

@@ -14,7 +14,7 @@ use tracing::{error, info};
 
 use crate::{
     api::peer::{Me, PeerService},
-    chunks::{ChunkStore, Kek, OpenError, StoreOptions, UnwrapError},
+    chunks::{ChunkStore, Identity, Kek, OpenError, StoreOptions, UnwrapError},
     cluster::{
         View,
         coordinate::{Coordinator, CoordinatorOptions, Housekeeping, Term},
@@ -130,25 +130,7 @@ impl Node {
     pub async fn start(env: Env, options: NodeOptions, meta: SharedMeta) -> Result<Self, StartError> {
         let metrics = Arc::new(Metrics::default());
         let meta: SharedMeta = Arc::new(measure::CountedMeta { inner: meta, metrics: metrics.clone() });
-        let record = register::join_cluster(&env, &meta, &options.cluster, options.timings.join).await?;
-        check_kek(&meta, &options.kek).await?;
-        let store_options = StoreOptions {
-            capacity_bytes: options.capacity_bytes,
-            queue_bytes: options.budgets.member_bytes,
-            ..StoreOptions::new(options.folder.clone(), record.id, options.name.clone())
-        };
-        let (store, identity) = ChunkStore::open(env.clone(), store_options).await?;
-        let registration = Registration {
-            name: options.name.clone(),
-            zone: options.zone.clone(),
-            address: options.advertise.clone(),
-            incarnation: identity.incarnation.0,
-            boot: identity.boot,
-            process: env.random.bytes(),
-            capacity_bytes: store.usage().capacity_bytes,
-            lease_ttl: options.timings.lease,
-        };
-        let id = register_patiently(&env, &meta, &registration).await?;
+        let Joined { record_id, store, identity, registration, id } = join(&env, &options, &meta).await?;
         let stop = CancellationToken::new();
         let view = View::start(env.clone(), meta.clone(), stop.clone());
         let peers = Peers::new(env.clone());
@@ -178,13 +160,13 @@ impl Node {
             &options.name,
             options.budgets.gateway_bytes,
         );
-        let me = Me { cluster_id: record.id, node: options.name.clone(), incarnation: identity.incarnation };
+        let me = Me { cluster_id: record_id, node: options.name.clone(), incarnation: identity.incarnation };
         let peer = PeerService::new(env.clone(), store.clone(), view.clone(), repair.clone(), me);
         let cluster = status::ClusterStatus {
             env: env.clone(),
             meta: meta.clone(),
             cluster: options.cluster.clone(),
-            cluster_id: record.id,
+            cluster_id: record_id,
             me: options.name.clone(),
             writer: writer.clone(),
             repair: repair.clone(),
@@ -257,6 +239,39 @@ impl Node {
         self.store.close().await;
         info!(node = self.options.name, "stopped");
     }
+}
+
+/// What a node has once it may take part.
+struct Joined {
+    record_id: [u8; 16],
+    store: ChunkStore,
+    identity: Identity,
+    registration: Registration,
+    id: NodeId,
+}
+
+/// Joins the cluster, opens the disk, and registers it, in this order (see the module's documentation).
+async fn join(env: &Env, options: &NodeOptions, meta: &SharedMeta) -> Result<Joined, StartError> {
+    let record = register::join_cluster(env, meta, &options.cluster, options.timings.join).await?;
+    check_kek(meta, &options.kek).await?;
+    let store_options = StoreOptions {
+        capacity_bytes: options.capacity_bytes,
+        queue_bytes: options.budgets.member_bytes,
+        ..StoreOptions::new(options.folder.clone(), record.id, options.name.clone())
+    };
+    let (store, identity) = ChunkStore::open(env.clone(), store_options).await?;
+    let registration = Registration {
+        name: options.name.clone(),
+        zone: options.zone.clone(),
+        address: options.advertise.clone(),
+        incarnation: identity.incarnation.0,
+        boot: identity.boot,
+        process: env.random.bytes(),
+        capacity_bytes: store.usage().capacity_bytes,
+        lease_ttl: options.timings.lease,
+    };
+    let id = register_patiently(env, meta, &registration).await?;
+    Ok(Joined { record_id: record.id, store, identity, registration, id })
 }
 
 /// A disk that replaces another waits until the old one's lease has run out.

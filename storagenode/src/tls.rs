@@ -79,6 +79,8 @@ impl TlsNetwork {
         options: TlsOptions,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, CredentialError> {
+        // Libraries that do not say which provider they mean (etcd's client) get this one; an error: it is set already.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let contents = FileContents::read(&files)?;
         let current = Arc::new(RwLock::new(Configs::build(&contents, &files)?));
         let reload = reload(files, contents, current.clone(), options.reload_every, clock.clone());

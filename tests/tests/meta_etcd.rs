@@ -199,8 +199,7 @@ async fn collect(store: SharedMeta, mut watch: Box<dyn Watch>, stop: Arc<AtomicB
             Err(_) if stop.load(Ordering::Relaxed) => {
                 let now = store.range(RangeRead::prefix(b"load/")).await.unwrap();
                 let newest = now.entries.iter().map(|entry| entry.mod_revision).max();
-                let last =
-                    seen.iter().filter(|entry: &&KeyValue| entry.key.starts_with(b"load/")).next_back();
+                let last = seen.iter().rfind(|entry: &&KeyValue| entry.key.starts_with(b"load/"));
                 if last.map(|entry| entry.mod_revision) == newest {
                     return seen;
                 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Mutex;
 
 use tempfile::TempDir;
 
@@ -24,6 +25,9 @@ impl Run {
 
 /// Runs the stages in a made-up checkout, where `cargo` is `script`.
 fn stages(which: &str, ci: bool, script: &str) -> Run {
+    // One at a time: a program that was just written cannot be run while another thread's child still has it open.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(|error| error.into_inner());
     let folder = TempDir::new().unwrap();
     let path = |name: &str| folder.path().join(name);
     for name in [".ci", "bin", "one/tests/big", "one/two/tests"] {

@@ -293,7 +293,11 @@ pub async fn serve(fake: &Fake, identity: Identity) -> SocketAddr {
     let address = listener.local_addr().unwrap();
     let service = FilesServer::new(fake.clone()).max_decoding_message_size(8 << 20);
     let server = Server::builder()
-        .tls_config(ServerTlsConfig::new().identity(identity))
+        .tls_config({
+            // Two providers may be compiled in; an error says that another test has set this one.
+            let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+            ServerTlsConfig::new().identity(identity)
+        })
         .unwrap()
         .add_service(service)
         .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener));

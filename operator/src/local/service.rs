@@ -11,6 +11,10 @@ use std::{
     time::Duration,
 };
 
+use cairn_node::proto::{
+    ErrorCode, StartNodeRequest, StartNodeResponse, StopNodeRequest, StopNodeResponse,
+    local_server::{Local, LocalServer as Router},
+};
 use cairn_node::{
     api::{
         auth::{self, Right, Tokens},
@@ -18,10 +22,6 @@ use cairn_node::{
     },
     env::{Accepted, Env, Listener, PeerIdentity, Protocol, Stream},
     secrets::SecretFiles,
-};
-use cairn_proto::v1::{
-    ErrorCode, StartNodeRequest, StartNodeResponse, StopNodeRequest, StopNodeResponse,
-    local_server::{Local, LocalServer as Router},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},

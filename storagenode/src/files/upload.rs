@@ -29,7 +29,7 @@ use crate::{
             file::{Extent, FileRecord},
         },
     },
-    replication::write::WriteError,
+    replication::{plan, write::WriteError},
 };
 
 /// Chunks of one upload that are written at the same time.
@@ -333,7 +333,7 @@ impl Gateway {
         copies: u8,
     ) {
         let state = self.view.current();
-        for (holder, buried) in crate::workers::collect::burials(map, generation, chunks, copies) {
+        for (holder, buried) in plan::burials(map, generation, chunks, copies) {
             if holder == self.writer.me {
                 let tombstones =
                     buried.iter().map(|id| chunks::Tombstone { id: *id, volume, copies }).collect();

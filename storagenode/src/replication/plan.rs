@@ -1,6 +1,8 @@
 //! Pure decisions of replication: when a chunk counts as written, and whom to read from first.
 
-use cairn_placement::NodeId;
+use std::collections::BTreeMap;
+
+use cairn_placement::{ChunkId, ClusterMap, Generation, NodeId};
 
 /// Durable copies that make a chunk written: a majority of the copies wanted.
 pub fn min_write(copies: usize) -> usize {
@@ -77,8 +79,26 @@ pub fn read_order(mut sources: Vec<Source>) -> Vec<NodeId> {
     sources.into_iter().map(|source| source.node).collect()
 }
 
+/// Which chunks each holder has to bury when a generation goes.
+pub fn burials(
+    map: &ClusterMap,
+    generation: Generation,
+    chunks: u32,
+    copies: u8,
+) -> BTreeMap<NodeId, Vec<ChunkId>> {
+    let mut burials: BTreeMap<NodeId, Vec<ChunkId>> = BTreeMap::new();
+    for index in 0..chunks {
+        let id = ChunkId { generation, index };
+        for holder in map.holders(map.pg_of(&id), copies) {
+            burials.entry(*holder).or_default().push(id);
+        }
+    }
+    burials
+}
+
 #[cfg(test)]
 mod tests {
+    use cairn_placement::{MemberNode, assign};
     use proptest::prelude::*;
 
     use super::*;
@@ -124,5 +144,25 @@ mod tests {
             source(5, true, true, true, 9),
         ]);
         assert_eq!(order, [5, 4, 3, 2, 1].map(NodeId));
+    }
+
+    #[test]
+    fn every_holder_of_every_chunk_is_told() {
+        let node = |id: u16| MemberNode {
+            id: NodeId(id),
+            name: id.to_string(),
+            zone: (id % 3).to_string(),
+            weight: 1,
+        };
+        let map = assign(&[1, 2, 3, 4].map(node), 7, 1).unwrap();
+        let generation = Generation([9; 16]);
+        let told = burials(&map, generation, 100, 3);
+        assert_eq!(told.values().map(Vec::len).sum::<usize>(), 300);
+        for index in 0..100 {
+            let id = ChunkId { generation, index };
+            for holder in map.holders(map.pg_of(&id), 3) {
+                assert!(told[holder].contains(&id));
+            }
+        }
     }
 }

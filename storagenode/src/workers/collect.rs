@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use cairn_placement::{ChunkId, ClusterMap, Generation, NodeId, VolumeId};
+use cairn_placement::{ClusterMap, Generation, NodeId, VolumeId};
 use cairn_proto::v1 as proto;
 use parking_lot::Mutex;
 use tracing::{debug, warn};
@@ -22,7 +22,7 @@ use crate::{
         keys::{self, collect::CollectRecord},
         prefix_end,
     },
-    replication::write::Writer,
+    replication::{plan::burials, write::Writer},
 };
 
 /// Entries looked at in one round.
@@ -32,23 +32,6 @@ const CHUNKS_A_REQUEST: usize = 2_048;
 /// Entries removed in one transaction.
 const ENTRIES_A_TXN: usize = 50;
 const BURY_LIMIT: Duration = Duration::from_secs(20);
-
-/// Which chunks each holder has to bury when a generation goes.
-pub fn burials(
-    map: &ClusterMap,
-    generation: Generation,
-    chunks: u32,
-    copies: u8,
-) -> BTreeMap<NodeId, Vec<ChunkId>> {
-    let mut burials: BTreeMap<NodeId, Vec<ChunkId>> = BTreeMap::new();
-    for index in 0..chunks {
-        let id = ChunkId { generation, index };
-        for holder in map.holders(map.pg_of(&id), copies) {
-            burials.entry(*holder).or_default().push(id);
-        }
-    }
-    burials
-}
 
 /// Whether an entry's rest is over.
 pub fn is_due(record: &CollectRecord, tick: u64, after_ticks: u64) -> bool {
@@ -170,29 +153,7 @@ impl Collector {
 
 #[cfg(test)]
 mod tests {
-    use cairn_placement::{MemberNode, assign};
-
     use super::*;
-
-    #[test]
-    fn every_holder_of_every_chunk_is_told() {
-        let node = |id: u16| MemberNode {
-            id: NodeId(id),
-            name: id.to_string(),
-            zone: (id % 3).to_string(),
-            weight: 1,
-        };
-        let map = assign(&[1, 2, 3, 4].map(node), 7, 1).unwrap();
-        let generation = Generation([9; 16]);
-        let told = burials(&map, generation, 100, 3);
-        assert_eq!(told.values().map(Vec::len).sum::<usize>(), 300);
-        for index in 0..100 {
-            let id = ChunkId { generation, index };
-            for holder in map.holders(map.pg_of(&id), 3) {
-                assert!(told[holder].contains(&id));
-            }
-        }
-    }
 
     #[test]
     fn entries_rest_by_ticks() {

@@ -20,42 +20,10 @@ use parking_lot::{Mutex, MutexGuard};
 use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
 
 mod cache;
+mod faults;
 
 use cache::{Inode, PAGE_BYTES, Page};
-
-/// Operations that can be made to fail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Operation {
-    Read,
-    Write,
-    /// Of a file.
-    Sync,
-    SyncFolder,
-    Allocate,
-    Create,
-}
-
-/// Makes operations fail, once or more often.
-#[derive(Debug, Clone)]
-pub struct Fault {
-    pub operation: Operation,
-    /// Only on paths that contain this.
-    pub path: String,
-    /// So many pass before.
-    pub after: u64,
-    /// So many fail.
-    pub times: u64,
-    pub os_error: i32,
-}
-
-/// How often things were done.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct DiskCounts {
-    pub reads: u64,
-    pub writes: u64,
-    pub syncs: u64,
-    pub folder_syncs: u64,
-}
+pub use faults::{DiskCounts, Fault, Operation};
 
 /// The disk. Clones are the same disk.
 #[derive(Clone)]
