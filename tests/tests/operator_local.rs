@@ -313,7 +313,11 @@ fn a_changed_pool_or_volume_is_refused_and_what_is_installed_stays() {
     place.start(&[&manifest]).stop();
     for (from, to, words) in [
         ("{name: b}, {name: c}", "{name: b}", "shrinking is not supported yet"),
-        ("{name: b}, {name: c}", "{name: b}, {name: c}, {name: d}", "set it back to main: a=1 b=1 c=1"),
+        (
+            "{name: b}, {name: c}",
+            "{name: b}, {name: c}, {name: d}",
+            "changing a pool's nodes is not supported yet",
+        ),
         (
             "{name: b}, {name: c}",
             "{name: b}, {name: c, nodes: 2}",
