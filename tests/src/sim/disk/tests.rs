@@ -1,5 +1,7 @@
 //! The simulated disk must lose what it may lose, and nothing else.
 
+use std::io::IoSlice;
+
 use rand::SeedableRng;
 
 use super::*;
