@@ -480,35 +480,6 @@ fn a_group_whose_sync_failed_is_not_believed_from_the_cache() {
     });
 }
 
-/// Both in one group: a hole there would look like a torn tail, and take the tombstone behind it along.
-#[test]
-fn a_chunk_that_was_buried_in_its_own_group_stays_buried() {
-    for seed in 0..20 {
-        let mut random = StdRng::seed_from_u64(seed);
-        let disk = SimDisk::new(64 << 20);
-        in_store(&disk, async |store| {
-            let both = tokio::join!(store.put(chunk(10), Purpose::Write), store.bury(vec![tombstone(10)]));
-            assert_eq!(both, (Ok(PutOutcome::Stored), Ok(())));
-            assert_eq!(store.counters().groups, 1);
-            settle().await;
-        });
-        for _ in 0..2 {
-            disk.crash(&mut random);
-            in_store(&disk, async |store| {
-                assert_eq!(store.contains(id(10)), Presence::Buried, "seed {seed}");
-                settle().await;
-            });
-        }
-        // The next group marks the old segment: now the space comes back.
-        in_store(&disk, async |store| {
-            assert!(store.usage().used_bytes > 140_000);
-            store.bury(vec![tombstone(11)]).await.unwrap();
-            settle().await;
-            assert!(store.usage().used_bytes < 30_000, "{:?}", store.usage());
-        });
-    }
-}
-
 /// Lost records and lost files leave nothing to find but the mark that tells of them, in the next segment.
 #[test]
 fn a_lost_end_and_a_lost_segment_are_named() {

@@ -13,8 +13,9 @@
 //!   └──── no answer (pause, same transaction) ┘     (only if no earlier send is without an answer; see below)
 //! ```
 //!
-//! After an unanswered send, a failed compare is final for that transaction as well: revisions never come back, so
-//! a transaction that fails now fails for ever. Deciding afresh is then safe.
+//! After an unanswered send, a failed compare says nothing of that send, which may still arrive: a key that was absent
+//! can be absent again. So before the caller decides afresh, the slot is written: whatever compares its old revision
+//! can then never happen.
 
 use std::time::Duration;
 
@@ -119,7 +120,23 @@ impl Gateway {
                     slot.slot.revision = Some(revision);
                     return Ok(Outcome::Committed);
                 }
-                Judged::Refused(found) => return Ok(Outcome::Refused(found)),
+                Judged::Refused(found) if !sent_without_answer => return Ok(Outcome::Refused(found)),
+                Judged::Refused(found) => match self.fence(&slot.key(), revision, &token).await? {
+                    Fenced::Shut(revision) => {
+                        slot.slot.revision = Some(revision);
+                        return Ok(Outcome::Refused(found));
+                    }
+                    Fenced::Happened(revision) => {
+                        slot.slot.revision = Some(revision);
+                        return Ok(Outcome::Committed);
+                    }
+                    Fenced::NoAnswer(error) => {
+                        if self.env.clock.monotonic() + PAUSE >= deadline {
+                            slot.slot.revision = None;
+                            return Err(FileError::CommitUnknown(error.to_string()));
+                        }
+                    }
+                },
                 Judged::SlotMoved(revision) => {
                     slot.slot.revision = Some(revision);
                     continue;
@@ -137,6 +154,39 @@ impl Gateway {
             }
             self.env.clock.sleep(PAUSE).await;
         }
+    }
+}
+
+/// What writing the slot has shown of a send without an answer.
+enum Fenced {
+    /// It has not happened, and cannot any more.
+    Shut(u64),
+    Happened(u64),
+    NoAnswer(MetaError),
+}
+
+impl Gateway {
+    /// Writes the slot, so that no transaction that compares its `revision` can happen any more.
+    async fn fence(&self, slot_key: &Bytes, revision: u64, token: &[u8; 16]) -> Result<Fenced, FileError> {
+        let nobodys: [u8; 16] = self.env.random.bytes();
+        let txn = Txn {
+            compare: vec![Compare::unchanged(slot_key.clone(), revision)],
+            then: vec![Op::put(slot_key.clone(), slot::encode(&nobodys))],
+            otherwise: vec![Op::get(slot_key.clone())],
+        };
+        let result = match self.meta.txn(txn).await {
+            Ok(result) if result.succeeded => return Ok(Fenced::Shut(result.revision)),
+            Ok(result) => result,
+            Err(error @ (MetaError::Unavailable(_) | MetaError::Unknown(_))) => {
+                return Ok(Fenced::NoAnswer(error));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let found = result.reads.into_iter().next().flatten();
+        let happened = found.as_ref().map(slot::decode).transpose()?.is_some_and(|found| found == *token);
+        let revision = found.map_or(0, |entry| entry.mod_revision);
+        // Only this gateway writes the slot: another value is that of an earlier attempt at this fence.
+        Ok(if happened { Fenced::Happened(revision) } else { Fenced::Shut(revision) })
     }
 }
 
