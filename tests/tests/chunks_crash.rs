@@ -434,13 +434,6 @@ fn in_store(disk: &SimDisk, work: impl AsyncFnOnce(ChunkStore)) {
     });
 }
 
-/// Lets everything happen that needs no one to ask for it.
-async fn settle() {
-    for _ in 0..200 {
-        tokio::task::yield_now().await;
-    }
-}
-
 #[test]
 fn what_a_killed_process_left_in_the_cache_is_made_durable_before_it_is_shown() {
     for seed in 0..20 {
