@@ -4,6 +4,7 @@ pub mod bed;
 pub mod cairn;
 
 pub mod etcd;
+pub mod installation;
 pub mod mounts;
 pub mod pki;
 pub mod ports;

@@ -41,17 +41,22 @@ impl ImageSpec {
         let program = program.into();
         let file = program.file_name().expect("a program has a name").to_string_lossy().into_owned();
         let path = format!("/{file}");
+        Self::empty(name).file(program, &path).entrypoint(&[&path])
+    }
+
+    /// An image of the files that are put into it.
+    pub fn empty(name: &str) -> Self {
         Self {
             name: full_name(name),
-            files: vec![(program, path.clone())],
-            entrypoint: vec![path],
+            files: Vec::new(),
+            entrypoint: Vec::new(),
             environment: Vec::new(),
             user: format!("{USER}:{USER}"),
             strip: true,
         }
     }
 
-    /// Puts another file (executable) into the image, at an absolute path.
+    /// Puts a file (executable) into the image, at an absolute path.
     pub fn file(mut self, source: impl Into<PathBuf>, path: &str) -> Self {
         assert!(path.starts_with('/'), "{path} is not absolute");
         self.files.push((source.into(), path.to_string()));

@@ -53,6 +53,7 @@ pub use image::{ImageSpec, OciImage};
 use netns::Forwarder;
 use node::Node;
 use slot::Slot;
+pub use volumes::STORAGE_CLASS;
 
 /// How long any part may take to be ready. Two cores may be busy with other tests.
 const READY_WITHIN: Duration = Duration::from_secs(180);
