@@ -1,11 +1,17 @@
 //! Cairn on three kubelets, from `helm install` to a machine that loses its power: what people will do, and what will
-//! happen to them. One installation, because bringing it up is most of the work; its steps follow each other.
+//! happen to them. One installation, because bringing it up is most of the work; its steps follow each other. And `make kube`.
 
-use std::{collections::BTreeSet, fs, path::PathBuf, time::Instant};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use cairn_tests::{
     installation::{Installation, OPERATOR_NAMESPACE, Stop},
-    process::poll,
+    process::{Spec, poll},
+    programs,
     tools::{Need, require},
 };
 use tempfile::TempDir;
@@ -17,7 +23,8 @@ fn cairn_survives_on_three_kubelets() {
     let Ok(tools) = require(&[Need::Kubelets]) else { return };
     let begun = Instant::now();
     let say = |step: &str| println!("{:4.0} s: {step}", begun.elapsed().as_secs_f64());
-    let cairn = Installation::start(&tools, &Stop::default(), &say).unwrap_or_else(|error| panic!("{error:#}"));
+    let cairn =
+        Installation::start(&tools, &Stop::default(), &say).unwrap_or_else(|error| panic!("{error:#}"));
     println!("{}", cairn.status().unwrap());
     let files = Files::new();
 
@@ -127,7 +134,8 @@ fn a_node_loses_its_power(cairn: &Installation) -> usize {
     // Ports into the cluster lead through n1.
     let fits = |number: &usize| {
         let node = format!("n{number}");
-        !operator.split(' ').any(|place| place == node) && etcd.split(' ').filter(|place| **place == node).count() <= 1
+        !operator.split(' ').any(|place| place == node)
+            && etcd.split(' ').filter(|place| **place == node).count() <= 1
     };
     let lost = [2, 3].into_iter().find(fits);
     let lost = lost.unwrap_or_else(|| panic!("operator on {operator}, etcd on {etcd}: no node may be lost"));
@@ -159,9 +167,13 @@ fn a_missing_image_is_said(cairn: &Installation) {
     });
     cairn.bed().apply(&manifest.to_string()).unwrap();
     cairn.wait("storagecluster/second", "condition=Stalled").unwrap();
-    let condition = cairn.field("storagecluster/second", ".status.conditions[?(@.type==\"Stalled\")]").unwrap();
+    let condition =
+        cairn.field("storagecluster/second", ".status.conditions[?(@.type==\"Stalled\")]").unwrap();
     assert!(condition.contains("ImageNotFound") && condition.contains(image), "{condition}");
-    assert!(cairn.field("storagecluster/demo", ".status.nodes.summary").unwrap() == "3/3", "the first is as it was");
+    assert!(
+        cairn.field("storagecluster/demo", ".status.nodes.summary").unwrap() == "3/3",
+        "the first is as it was"
+    );
     cairn.bed().kubectl(&["delete", "storagecluster/second"]).unwrap();
 }
 
@@ -177,11 +189,41 @@ fn uninstalling_keeps_data(cairn: &Installation) {
     assert!(before.iter().any(|name| name.ends_with("storageclusters.cairn.storage")), "{before:?}");
     assert!(before.iter().any(|name| name.ends_with("data-demo-main-zone-a-0")), "{before:?}");
     bed.helm(&["uninstall", "cairn", "-n", OPERATOR_NAMESPACE, "--wait"]).unwrap();
-    let gone = poll(std::time::Duration::from_secs(60), std::time::Duration::from_millis(500), || {
+    let gone = poll(Duration::from_secs(60), Duration::from_millis(500), || {
         let pods = bed.kubectl(&["get", "pods", "-n", OPERATOR_NAMESPACE, "-o", "name"]).unwrap();
         pods.trim().is_empty().then_some(())
     });
     assert!(gone.is_some(), "the operator is still there");
     let lost: Vec<_> = before.difference(&kept()).cloned().collect();
     assert!(lost.is_empty(), "uninstalling took {lost:?}");
+}
+
+#[test]
+fn make_kube_shows_cairn_and_ends_at_ctrl_c() {
+    if require(&[Need::Kubelets]).is_err() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let kube = Spec::new("kube", programs::built("kube")).log(&log).spawn().unwrap();
+    let shown = || fs::read_to_string(&log).unwrap_or_default();
+    let tour_or_end = poll(Duration::from_secs(900), Duration::from_millis(200), || {
+        (shown().contains("Ctrl-C takes everything down.") || kube.exited().is_some()).then_some(())
+    });
+    if tour_or_end.is_none() {
+        kube.terminate(Duration::from_secs(60)); // in order, so that nothing stays
+    }
+    assert!(tour_or_end.is_some() && kube.exited().is_none(), "{}", shown());
+    kube.signal(libc::SIGINT);
+    let ended = poll(Duration::from_secs(60), Duration::from_millis(100), || kube.exited());
+    assert!(ended.is_some_and(|status| status.success()), "{ended:?}: {}", shown());
+    for part in [
+        "demo",
+        "3/3",
+        "Hello from a pod: stored three times",
+        "export KUBECONFIG=",
+        "nothing is left running",
+    ] {
+        assert!(shown().contains(part), "no {part:?} in:\n{}", shown());
+    }
 }
