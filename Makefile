@@ -5,7 +5,7 @@ CARGO ?= cargo
 RUN = $(CARGO) run --quiet --profile ci --bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo kube test quick lint bench readme
+.PHONY: help setup build demo kube test quick lint readme
 
 help:
 	@echo 'make setup    find, install or build what the build and the tests need'
@@ -13,9 +13,8 @@ help:
 	@echo 'make demo     four nodes in three zones on this machine: upload, lose a node, compare every byte'
 	@echo 'make kube     the same on a real Kubernetes with three kubelets on this machine (as root)'
 	@echo 'make test     everything, in stages; ends with what passed, failed and was skipped'
-	@echo 'make quick    formatting, unit tests and the rules of the repository: under a minute once built'
+	@echo 'make quick    formatting, unit tests and the rules of the repository: a few minutes at most'
 	@echo 'make lint     rustfmt and clippy'
-	@echo 'make bench    throughput, latency, CPU and memory, beside the ceilings of this machine'
 	@echo 'make readme   write the table of promises into README.md'
 
 setup:
@@ -30,9 +29,6 @@ demo: build
 
 kube: build
 	@$(RUN) kube
-
-bench: build
-	@$(RUN) bench
 
 test:
 	@.ci/stages test
