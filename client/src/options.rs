@@ -56,7 +56,7 @@ pub struct Limits {
     pub call_timeout: Duration,
     /// For the next byte of a transfer to move.
     pub stall_timeout: Duration,
-    /// Attempts at one call, at most.
+    /// Attempts at one call, at most; asking one node after another until one can be reached counts as one.
     pub attempts: u32,
     /// The first wait between attempts; each next one is twice as long, up to `max_backoff`, less a random part.
     pub first_backoff: Duration,

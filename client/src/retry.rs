@@ -25,7 +25,8 @@ pub(crate) struct Attempts<'a> {
     pool: &'a Pool,
     limits: &'a Limits,
     deadline: Instant,
-    made: u32,
+    /// Pauses made, each after all nodes that are worth asking were asked.
+    rounds: u32,
     /// Nodes that failed since the last pause.
     failed: Vec<usize>,
     /// Nodes that waiting will not mend.
@@ -36,12 +37,11 @@ pub(crate) struct Attempts<'a> {
 impl<'a> Attempts<'a> {
     pub fn new(pool: &'a Pool, limits: &'a Limits) -> Self {
         let deadline = Instant::now() + limits.call_timeout;
-        Self { pool, limits, deadline, made: 0, failed: Vec::new(), hopeless: Vec::new(), current: 0 }
+        Self { pool, limits, deadline, rounds: 0, failed: Vec::new(), hopeless: Vec::new(), current: 0 }
     }
 
     /// The node to try now.
     pub fn begin(&mut self) -> Arc<Node> {
-        self.made += 1;
         let avoid: Vec<usize> = self.failed.iter().chain(&self.hopeless).copied().collect();
         let (index, node) = self.pool.pick(&avoid);
         self.current = index;
@@ -53,7 +53,7 @@ impl<'a> Attempts<'a> {
         self.limits.attempt_timeout.min(self.deadline.saturating_duration_since(Instant::now()))
     }
 
-    /// A transfer moved on: its time counts from now. Attempts still count from its beginning.
+    /// A transfer moved on: its time counts from now. Rounds still count from its beginning.
     pub fn extend(&mut self) {
         self.deadline = Instant::now() + self.limits.call_timeout;
     }
@@ -68,12 +68,20 @@ impl<'a> Attempts<'a> {
         if error.is_permanent() {
             self.hopeless.push(self.current);
         }
-        let everywhere = |list: &[usize]| (0..self.pool.len()).all(|index| list.contains(&index));
+        let none_is_hopeful = (0..self.pool.len()).all(|index| self.hopeless.contains(&index));
+        let mut nodes = 0..self.pool.len();
+        let all_failed = nodes.all(|index| self.failed.contains(&index) || self.hopeless.contains(&index));
         let hopeless = !(error.is_transient() || error.is_permanent() || may_repeat_after_timeout(&error));
-        if !may_repeat || hopeless || everywhere(&self.hopeless) || self.made >= self.limits.attempts {
+        if !may_repeat || hopeless || none_is_hopeful {
             return Err(error);
         }
-        let untried = !everywhere(&self.failed) && to_blame;
+        let untried = to_blame && !all_failed;
+        if !untried {
+            self.rounds += 1;
+        }
+        if self.rounds >= self.limits.attempts {
+            return Err(error);
+        }
         // Another node can be asked at once; the same one, or a cluster that is busy, needs a pause.
         let pause = if untried { Duration::ZERO } else { self.backoff() };
         if Instant::now() + pause >= self.deadline {
@@ -88,7 +96,7 @@ impl<'a> Attempts<'a> {
     }
 
     fn backoff(&self) -> Duration {
-        let doubled = self.limits.first_backoff.saturating_mul(1 << self.made.saturating_sub(1).min(16));
+        let doubled = self.limits.first_backoff.saturating_mul(1 << self.rounds.saturating_sub(1).min(16));
         let longest = doubled.min(self.limits.max_backoff);
         longest.mul_f64(rand::random_range(0.5..=1.0))
     }

@@ -63,10 +63,10 @@ pub struct Common {
     )]
     pub endpoint: Vec<String>,
     /// The CA certificate that signs the nodes' certificates, in PEM form
-    #[arg(long, global = true, env = "CAIRN_CA_FILE", value_name = "FILE", hide_env = true)]
+    #[arg(long, global = true, env = "CAIRN_CA_FILE", value_name = "FILE", hide_env = true, value_parser = parse_path)]
     pub ca_file: Option<PathBuf>,
     /// A file with the token to show; or set CAIRN_TOKEN to the token itself
-    #[arg(long, global = true, env = "CAIRN_TOKEN_FILE", value_name = "FILE", hide_env = true)]
+    #[arg(long, global = true, env = "CAIRN_TOKEN_FILE", value_name = "FILE", hide_env = true, value_parser = parse_path)]
     pub token_file: Option<PathBuf>,
     /// The name in the nodes' certificates, if it is not the one connected to (through a tunnel)
     #[arg(long, global = true, env = "CAIRN_SERVER_NAME", value_name = "NAME", hide_env = true)]
@@ -289,6 +289,11 @@ pub enum ContextCommand {
     Remove { name: String },
 }
 
+/// Unlike clap's own, takes an empty path: an empty variable means the same as none.
+fn parse_path(text: &str) -> Result<PathBuf, std::convert::Infallible> {
+    Ok(PathBuf::from(text))
+}
+
 fn parse_jobs(text: &str) -> Result<NonZeroUsize, String> {
     match text.parse::<NonZeroUsize>() {
         Ok(jobs) if jobs.get() <= 256 => Ok(jobs),
@@ -358,6 +363,7 @@ mod tests {
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
+        assert!(parse("cairn volumes --token-file= --ca-file=").is_ok(), "as from empty variables");
         let both = parse("cairn volumes --endpoint a,b").unwrap();
         assert_eq!(both.common.endpoint, ["a", "b"]);
     }

@@ -11,7 +11,7 @@ use futures::Stream;
 use tokio::fs::File;
 use tokio::sync::mpsc;
 
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 
 /// A local path, relative to its folder, as a path in a volume.
 pub fn to_remote(relative: &Path) -> Result<String, Failure> {
@@ -179,8 +179,12 @@ pub fn standard_input() -> impl Stream<Item = io::Result<Bytes>> + Send + 'stati
 pub async fn to_standard_output(piece: Bytes) -> Result<(), Failure> {
     blocking(move || {
         let mut stdout = io::stdout().lock();
-        stdout.write_all(&piece)?;
-        stdout.flush()
+        let written = stdout.write_all(&piece).and_then(|()| stdout.flush());
+        if matches!(&written, Err(error) if error.kind() == io::ErrorKind::BrokenPipe) {
+            // The reader has seen enough (`| head`), and nobody needs to be told.
+            std::process::exit(Exit::Failed as i32);
+        }
+        written
     })
     .await
 }

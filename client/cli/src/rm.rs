@@ -51,9 +51,10 @@ async fn find(
     condition: Condition,
     finder: Finder<Delete>,
 ) {
+    let alone = sources.len() == 1;
     for source in sources {
         let outcome = if recursive {
-            find_below(&client, &source, &finder).await
+            find_below(&client, &source, alone, &finder).await
         } else {
             let Address { volume, path, .. } = source.clone();
             let task = Delete { volume, path, condition: condition.clone() };
@@ -66,7 +67,7 @@ async fn find(
 }
 
 /// The file of this name, if there is one, and everything below. `None`: nobody listens any more.
-async fn find_below(client: &Client, source: &Address, finder: &Finder<Delete>) -> Option<()> {
+async fn find_below(client: &Client, source: &Address, alone: bool, finder: &Finder<Delete>) -> Option<()> {
     let mut any = false;
     if !source.is_folder {
         match client.stat(&source.volume, &source.path).await {
@@ -94,8 +95,12 @@ async fn find_below(client: &Client, source: &Address, finder: &Finder<Delete>) 
     if any || source.path.is_empty() {
         return Some(());
     }
-    let failure = Failure::not_found("there is no such file, and none below it", "see `cairn ls`");
-    send(finder, Found::Failed { path: source.to_string(), failure }).await
+    let failure =
+        Failure::not_found(format!("there is no file {source}, and none below it"), "see `cairn ls`");
+    // Of several arguments, the others may still be there.
+    let found =
+        if alone { Found::Broken(failure) } else { Found::Failed { path: source.to_string(), failure } };
+    send(finder, found).await
 }
 
 /// What was listed is deleted only as it was listed: so a deletion whose answer got lost can be repeated, and a file

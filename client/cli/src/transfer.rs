@@ -1,5 +1,6 @@
 //! Many files at once: a bounded number at a time, failures counted and shown, progress drawn, a summary at the end.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
@@ -86,6 +87,8 @@ struct Running<'a> {
     found_files: u64,
     found_bytes: u64,
     failures_in_a_row: usize,
+    /// Advice that was given already.
+    helps: HashSet<String>,
     summary: Summary,
 }
 
@@ -132,7 +135,9 @@ impl Transfer<'_> {
                 None => Ok(Exit::Failed),
             };
         }
-        self.output.done(&summary, || self.describe(&summary));
+        if summary.files + summary.failed > 0 || summary.stopped.is_none() {
+            self.output.done(&summary, || self.describe(&summary));
+        }
         match summary.stopped {
             Some(failure) => Err(failure),
             None if summary.failed > 0 => Ok(Exit::Partial),
@@ -143,9 +148,11 @@ impl Transfer<'_> {
     fn describe(&self, summary: &Summary) -> String {
         let mut text = format!("{} {}", self.verb, count(summary.files, "file"));
         if self.has_bytes {
-            let rate = summary.bytes as f64 / summary.seconds.max(0.001);
-            text +=
-                &format!(", {} in {:.1} s ({}/s)", size(summary.bytes), summary.seconds, size(rate as u64));
+            text += &format!(", {} in {:.1} s", size(summary.bytes), summary.seconds);
+            // Of little content only the waiting would be measured.
+            if summary.bytes >= 1 << 20 {
+                text += &format!(" ({}/s)", size((summary.bytes as f64 / summary.seconds.max(0.001)) as u64));
+            }
         }
         if summary.failed > 0 {
             text += &format!("; {} failed", summary.failed);
@@ -176,6 +183,7 @@ impl<'a> Running<'a> {
             found_files: 0,
             found_bytes: 0,
             failures_in_a_row: 0,
+            helps: HashSet::new(),
             summary: Summary::default(),
         }
     }
@@ -223,7 +231,12 @@ impl<'a> Running<'a> {
         self.summary.failed += 1;
         // A single file's failure, or one that ends everything, is printed at the end.
         if !self.transfer.single && self.summary.stopped.is_none() && !self.transfer.output.is_json() {
-            self.print(|_| eprint!("{}", describe(&path, &failure)));
+            let text = describe(&path, &failure);
+            // What to do is said once, not under each of a thousand names.
+            let is_new = self.helps.insert(failure.help.clone());
+            let text =
+                if is_new { text.as_str() } else { text.split_inclusive('\n').next().unwrap_or_default() };
+            self.print(|_| eprint!("{text}"));
         }
         if self.summary.failures.len() < MAX_NAMED {
             self.summary.failures.push(FailedFile { path, failure });
