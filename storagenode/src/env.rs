@@ -192,8 +192,8 @@ pub trait Network: Send + Sync {
     /// Listens on `address` (`host:port`, port 0 for any).
     async fn listen(&self, address: &str, protocol: Protocol) -> io::Result<Arc<dyn Listener>>;
     /// Connects to the gRPC port of a node at `address` (`host:port`); fails unless the other end proves to be a node
-    /// of this cluster that goes by that host name. Nodes may share a certificate, so *which* node it is (`expected`,
-    /// here for messages only) is asked afterwards, with `Peer.Hello`.
+    /// of this cluster that goes by that host name. Nodes may share a certificate, so requests say *which* one they are
+    /// for (`replication::peers`); `expected` is for messages only.
     async fn connect(&self, address: &str, expected: &str) -> io::Result<Box<dyn Stream>>;
 }
 

@@ -217,9 +217,16 @@ impl Process {
         }
     }
 
-    /// SIGSTOP: the process answers nothing, its connections stay open.
+    /// SIGSTOP: the process answers nothing, its connections stay open. Waits until each of its threads stands still: the
+    /// signal alone leaves those that run on another core the time for an answer.
+    ///
+    /// # Panics
+    /// If that takes longer than ten seconds.
     pub fn pause(&self) {
         self.signal(libc::SIGSTOP);
+        let stopped =
+            poll(Duration::from_secs(10), Duration::from_millis(1), || all_stopped(self.pid).then_some(()));
+        assert!(stopped.is_some(), "process {} does not stop", self.pid);
     }
 
     /// SIGCONT.
@@ -240,6 +247,17 @@ impl Process {
     pub fn log_tail(&self, lines: usize) -> String {
         self.log.as_deref().map(|p| tail(p, lines)).unwrap_or_default()
     }
+}
+
+/// Whether no thread of the process can run any more; also true of one that has ended.
+fn all_stopped(pid: i32) -> bool {
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    tasks.flatten().all(|task| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        // "pid (name) state ...": the name may hold anything, also brackets.
+        let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
+        state.is_none_or(|state| matches!(state, 'T' | 't' | 'Z' | 'X'))
+    })
 }
 
 impl Drop for Process {

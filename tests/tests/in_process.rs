@@ -1,22 +1,26 @@
-//! Four whole nodes in this process, over real TLS, sharing one embedded metadata store: what local mode runs.
+//! Whole nodes in this process, over real TLS, sharing one embedded metadata store: what local mode runs.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use cairn_client::{Client, ClientConfig, CreateVolume, DownloadOptions, Pem, UploadOptions};
+use cairn_client::{Client, ClientConfig, CreateVolume, DownloadOptions, Pem, ErrorCode, StatusResponse, UploadOptions};
 use cairn_node::{
     api,
     chunks::Kek,
+    cluster::NodeInfo,
     env::{
-        Env, Protocol,
+        Env, Listener, Protocol,
         real::{RealClock, RealDisk, RealRandom, RealThreads},
     },
     meta::{SharedMeta, embedded::EmbeddedStore},
     node::{Budgets, NodeOptions, RunningNode, ServeOptions, Timings, serve},
+    replication::peers::{PeerError, Peers},
     secrets::{self, SecretFiles},
     tls::{TlsFiles, TlsNetwork, TlsOptions},
 };
+use cairn_placement::{ChunkId, Generation, Incarnation, NodeId, PgId};
 use cairn_tests::etcd::disk_folder;
+use tempfile::TempDir;
 
 fn env(secrets: &SecretFiles) -> Env {
     let clock = Arc::new(RealClock::default());
@@ -35,55 +39,88 @@ fn env(secrets: &SecretFiles) -> Env {
     }
 }
 
-async fn start(
-    env: &Env,
-    secrets: &SecretFiles,
-    meta: &SharedMeta,
-    folder: &Path,
-    index: usize,
-) -> RunningNode {
-    let grpc = env.network.listen("127.0.0.1:0", Protocol::Grpc).await.unwrap();
-    let http = env.network.listen("127.0.0.1:0", Protocol::Http).await.unwrap();
-    let options = NodeOptions {
-        cluster: "test".into(),
-        name: format!("n{index}"),
-        zone: ["a", "b", "c", "a"][index].into(),
-        folder: folder.join(format!("n{index}")),
-        advertise: grpc.address(),
-        capacity_bytes: None,
-        kek: Arc::new(Kek::parse(&std::fs::read(&secrets.kek).unwrap()).unwrap()),
-        expected_nodes: 4,
-        timings: Timings { repair: Duration::from_millis(500), ..Timings::default() },
-        budgets: Budgets::default(),
-    };
-    let limits = api::Limits::default();
-    let options = (options, ServeOptions { grpc, http, tokens: secrets.tokens.clone(), limits });
-    serve(env.clone(), options.0, meta.clone(), options.1).await.expect("a node starts")
+/// What the nodes of one cluster share.
+struct Site {
+    folder: TempDir,
+    secrets: SecretFiles,
+    env: Env,
+    meta: SharedMeta,
+}
+
+impl Site {
+    async fn new() -> Self {
+        let folder = tempfile::Builder::new().prefix("nodes-").tempdir_in(disk_folder().unwrap()).unwrap();
+        let secrets = folder.path().join("s");
+        let made = secrets::init(&secrets, "test", &[], &RealClock::default(), &RealRandom).unwrap();
+        let secrets = made.files;
+        let env = env(&secrets);
+        let meta = EmbeddedStore::open(env.clone(), &folder.path().join("meta")).await.unwrap();
+        Self { folder, secrets, env, meta: Arc::new(meta) }
+    }
+
+    /// Listeners of a node to be; which address it says it has is another matter.
+    async fn listen(&self) -> (Arc<dyn Listener>, Arc<dyn Listener>) {
+        let listen = async |protocol| self.env.network.listen("127.0.0.1:0", protocol).await.unwrap();
+        (listen(Protocol::Grpc).await, listen(Protocol::Http).await)
+    }
+
+    async fn start(
+        &self,
+        index: usize,
+        nodes: usize,
+        (grpc, http): (Arc<dyn Listener>, Arc<dyn Listener>),
+        advertise: String,
+    ) -> RunningNode {
+        let kek = std::fs::read(&self.secrets.kek).unwrap();
+        let options = NodeOptions {
+            cluster: "test".into(),
+            name: format!("n{index}"),
+            zone: ["a", "b", "c", "a"][index].into(),
+            folder: self.folder.path().join(format!("n{index}")),
+            advertise,
+            capacity_bytes: None,
+            kek: Arc::new(Kek::parse(&kek).unwrap()),
+            expected_nodes: nodes,
+            timings: Timings { repair: Duration::from_millis(500), ..Timings::default() },
+            budgets: Budgets::default(),
+        };
+        let limits = api::Limits::default();
+        let tokens = self.secrets.tokens.clone();
+        let serving = ServeOptions { grpc, http, tokens, limits };
+        serve(self.env.clone(), options, self.meta.clone(), serving).await.expect("a node starts")
+    }
+
+    fn client(&self, nodes: &[RunningNode]) -> Client {
+        let token = std::fs::read_to_string(&self.secrets.client_token).unwrap();
+        let endpoints: Vec<_> = nodes.iter().map(|node| node.grpc_address().to_owned()).collect();
+        let config = ClientConfig::new(endpoints, Pem::File(self.secrets.authority_certificate.clone()));
+        Client::connect(config.with_token(token.trim())).unwrap()
+    }
+}
+
+async fn until(client: &Client, reached: impl Fn(&StatusResponse) -> bool) -> StatusResponse {
+    let mut last = String::new();
+    for _ in 0..300 {
+        match client.status().await {
+            Ok(status) if reached(&status) => return status,
+            other => last = format!("{other:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("not within 30 s: {last}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn four_nodes_keep_files() {
-    let folder = tempfile::Builder::new().prefix("nodes-").tempdir_in(disk_folder().unwrap()).unwrap();
-    let made =
-        secrets::init(&folder.path().join("s"), "test", &[], &RealClock::default(), &RealRandom).unwrap();
-    let secrets = made.files;
-    let env = env(&secrets);
-    let meta: SharedMeta =
-        Arc::new(EmbeddedStore::open(env.clone(), &folder.path().join("meta")).await.unwrap());
+    let site = Site::new().await;
     let mut nodes = Vec::new();
     for index in 0..4 {
-        nodes.push(start(&env, &secrets, &meta, folder.path(), index).await);
+        let listeners = site.listen().await;
+        let address = listeners.0.address();
+        nodes.push(site.start(index, 4, listeners, address).await);
     }
-    let token = std::fs::read_to_string(&secrets.client_token).unwrap();
-    let endpoints: Vec<_> = nodes.iter().map(|node| node.grpc_address().to_owned()).collect();
-    let config = ClientConfig::new(endpoints, Pem::File(secrets.authority_certificate.clone()));
-    let client = Client::connect(config.with_token(token.trim())).unwrap();
-    for _ in 0..300 {
-        match client.status().await {
-            Ok(status) if status.map_generation > 0 => break,
-            _ => tokio::time::sleep(Duration::from_millis(100)).await,
-        }
-    }
+    let client = site.client(&nodes);
+    until(&client, |status| status.map_generation > 0).await;
     let volume = CreateVolume { name: "files".into(), copies: Some(3), chunk_size_bytes: None };
     client.create_volume(volume).await.expect("a volume");
     for size in [0usize, 1, 70_000, 9_000_000] {
@@ -96,16 +133,68 @@ async fn four_nodes_keep_files() {
         let download = client.download("files", &path, DownloadOptions::default()).await.expect("a download");
         assert!(download.bytes(1 << 30).await.expect("the content") == bytes);
     }
-    for _ in 0..100 {
-        let status = client.status().await.unwrap();
-        if status.settled == status.placement_groups {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    let status = client.status().await.unwrap();
-    assert_eq!(status.settled, status.placement_groups, "{status:?}");
+    until(&client, |status| status.settled == status.placement_groups).await;
     for node in nodes {
         node.stop(Duration::from_secs(5)).await;
     }
+}
+
+/// Two nodes that go by each other's address, as after a restart in which pods swapped theirs: nothing is stored on the
+/// wrong disk, and nobody takes the one's inventory for the other's.
+#[tokio::test(flavor = "multi_thread")]
+async fn swapped_addresses_are_noticed() {
+    let site = Site::new().await;
+    let listeners = [site.listen().await, site.listen().await, site.listen().await];
+    let address = |index: usize| listeners[index].0.address();
+    let says = [address(0), address(2), address(1)];
+    let mut nodes = Vec::new();
+    for (index, (listeners, says)) in listeners.into_iter().zip(says).enumerate() {
+        nodes.push(site.start(index, 3, listeners, says).await);
+    }
+    let client = site.client(&nodes[..1]);
+    until(&client, |status| status.map_generation > 0).await;
+    let volume = CreateVolume { name: "files".into(), copies: Some(3), chunk_size_bytes: None };
+    client.create_volume(volume).await.expect("a volume");
+    let upload = client.upload_bytes("files", "a", UploadOptions::default(), Bytes::from_static(b"abc")).await;
+    let error = upload.expect_err("no other disk has it");
+    assert_eq!(error.code(), ErrorCode::NotEnoughNodes, "{error}");
+    // Several passes of repair: both others are there, and agree with nobody.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let status = client.status().await.unwrap();
+    assert_eq!((status.settled, status.nodes.len()), (0, 3), "{status:?}");
+    for node in nodes {
+        node.stop(Duration::from_secs(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_for_another_disk_are_refused() {
+    let site = Site::new().await;
+    let listeners = site.listen().await;
+    let address = listeners.0.address();
+    let node = site.start(0, 1, listeners, address.clone()).await;
+    let peers = Peers::new(site.env.clone());
+    let other = NodeInfo {
+        id: NodeId(1),
+        name: "n0".into(),
+        zone: "a".into(),
+        incarnation: Incarnation([9; 16]),
+        capacity_bytes: 0,
+        address: Some(address),
+        version: String::new(),
+    };
+    let limit = Duration::from_secs(5);
+    let id = ChunkId { generation: Generation([1; 16]), index: 0 };
+    let answers: [(&str, Option<PeerError>); 5] = [
+        ("get", peers.get_chunk(&other, id, 0..1, limit).await.err()),
+        ("summarize", peers.summarize(&other, 4, &[PgId(0)], limit).await.err()),
+        ("inventory", peers.inventory(&other, 4, PgId(0), 10, limit).await.err()),
+        ("bury", peers.bury(&other, vec![], limit).await.err()),
+        ("settled", peers.settled(&other, 4, limit).await.err()),
+    ];
+    for (call, error) in answers {
+        let error = error.unwrap_or_else(|| panic!("{call} was answered"));
+        assert!(error.is_unreachable() && error.cause.contains("another disk"), "{call}: {error:?}");
+    }
+    node.stop(Duration::from_secs(5)).await;
 }

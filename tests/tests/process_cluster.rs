@@ -151,6 +151,7 @@ async fn a_node_killed_during_uploads_loses_nothing_and_catches_up() {
     let etcd = etcd!();
     let mut cluster = cluster(&etcd).await;
     let client = cluster.client_of(&[0, 1]);
+    let (count, mut counted) = tokio::sync::watch::channel(0);
     let writer = tokio::spawn(async move {
         let mut acknowledged = Vec::new();
         for number in 0..60u64 {
@@ -158,11 +159,12 @@ async fn a_node_killed_during_uploads_loses_nothing_and_catches_up() {
             let path = format!("load/{number}");
             if client.upload_bytes("files", &path, UploadOptions::default(), bytes.clone()).await.is_ok() {
                 acknowledged.push((path, bytes));
+                count.send_replace(acknowledged.len());
             }
         }
         acknowledged
     });
-    tokio::time::sleep(Duration::from_millis(400)).await;
+    counted.wait_for(|count| *count >= 10).await.unwrap();
     cluster.kill(2);
     let acknowledged = writer.await.unwrap();
     assert!(acknowledged.len() >= 55, "two of three nodes take writes: {}", acknowledged.len());

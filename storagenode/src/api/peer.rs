@@ -16,6 +16,7 @@ use crate::{
     cluster::View,
     env::Env,
     replication::{
+        peers::disk_asked,
         read,
         wire::{self, FrameAssembler},
         write,
@@ -55,6 +56,19 @@ pub struct Me {
 impl PeerService {
     pub fn new(env: Env, store: ChunkStore, view: View, repair: Repair, me: Me) -> Self {
         Self { env, store, view, repair, me: Arc::new(me) }
+    }
+
+    /// Refuses what is meant for another disk: whoever sends it read this node's address when another node had it, or
+    /// this node had another disk.
+    fn check_disk<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        match disk_asked(request.metadata()) {
+            Some(disk) if disk == self.me.incarnation => Ok(()),
+            Some(_) => {
+                let cause = format!("another disk is meant than that of node {}, which answers", self.me.node);
+                Err(peer_status(ErrorCode::Unavailable, cause))
+            }
+            None => Err(invalid("the request does not say which disk it is for")),
+        }
     }
 
     async fn take_chunk(
@@ -122,20 +136,21 @@ impl Peer for PeerService {
         &self,
         request: Request<Streaming<proto::PutChunkRequest>>,
     ) -> Result<Response<proto::PutChunkResponse>, Status> {
+        self.check_disk(&request)?;
         let mut parts = request.into_inner();
         let first = parts.next().await.transpose()?.and_then(|first| first.part);
         let Some(proto::put_chunk_request::Part::Header(header)) = first else {
             return Err(invalid("the first message is not a header"));
         };
         self.take_chunk(header, parts).await?;
-        let incarnation = Bytes::copy_from_slice(&self.me.incarnation.0);
-        Ok(Response::new(proto::PutChunkResponse { incarnation }))
+        Ok(Response::new(proto::PutChunkResponse {}))
     }
 
     async fn get_chunk(
         &self,
         request: Request<proto::GetChunkRequest>,
     ) -> Result<Response<Self::GetChunkStream>, Status> {
+        self.check_disk(&request)?;
         let request = request.into_inner();
         let id = wire::chunk_id(&request.generation, request.index).map_err(invalid)?;
         let end = match request.frame_count {
@@ -157,6 +172,7 @@ impl Peer for PeerService {
         &self,
         request: Request<proto::SummarizeRequest>,
     ) -> Result<Response<proto::SummarizeResponse>, Status> {
+        self.check_disk(&request)?;
         let request = request.into_inner();
         let bits = pg_bits(request.pg_bits)?;
         if request.placement_groups.len() > MAX_GROUPS {
@@ -174,14 +190,14 @@ impl Peer for PeerService {
             });
             summaries.push(proto::PgSummary { placement_group: number, by_copies: by_copies.collect() });
         }
-        let incarnation = Bytes::copy_from_slice(&self.me.incarnation.0);
-        Ok(Response::new(proto::SummarizeResponse { incarnation, summaries }))
+        Ok(Response::new(proto::SummarizeResponse { summaries }))
     }
 
     async fn inventory(
         &self,
         request: Request<proto::InventoryRequest>,
     ) -> Result<Response<Self::InventoryStream>, Status> {
+        self.check_disk(&request)?;
         let request = request.into_inner();
         let bits = pg_bits(request.pg_bits)?;
         let pg = group(request.placement_group, bits)?;
@@ -204,6 +220,7 @@ impl Peer for PeerService {
         &self,
         request: Request<proto::BuryRequest>,
     ) -> Result<Response<proto::BuryResponse>, Status> {
+        self.check_disk(&request)?;
         let chunks = request.into_inner().chunks;
         if chunks.len() > MAX_BURIED {
             return Err(invalid(format!("bury at most {MAX_BURIED} chunks at once")));
@@ -225,6 +242,7 @@ impl Peer for PeerService {
         &self,
         request: Request<proto::SettledRequest>,
     ) -> Result<Response<proto::SettledResponse>, Status> {
+        self.check_disk(&request)?;
         pg_bits(request.into_inner().pg_bits)?;
         let (settled, usage) = (self.repair.settled(), self.store.usage());
         Ok(Response::new(proto::SettledResponse {

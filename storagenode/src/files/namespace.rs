@@ -171,9 +171,8 @@ impl Gateway {
                 _ => CopyState::Missing,
             };
         }
-        let address = state.nodes.get(&node).and_then(|node| node.address.as_deref());
-        let Some(address) = address else { return CopyState::Unreachable };
-        match self.writer.peers.get_chunk(address, id, 0..0, LOCATE_LIMIT).await {
+        let Some(node) = state.nodes.get(&node) else { return CopyState::Unreachable };
+        match self.writer.peers.get_chunk(node, id, 0..0, LOCATE_LIMIT).await {
             Ok(_) => CopyState::Present,
             Err(error) if matches!(error.code, ErrorCode::ChunkNotFound | ErrorCode::DataCorrupt) => {
                 CopyState::Missing

@@ -338,7 +338,7 @@ impl Gateway {
                 let tombstones =
                     buried.iter().map(|id| chunks::Tombstone { id: *id, volume, copies }).collect();
                 let _ = self.writer.store.bury(tombstones).await;
-            } else if let Some(address) = state.nodes.get(&holder).and_then(|node| node.address.as_deref()) {
+            } else if let Some(node) = state.nodes.get(&holder) {
                 let wire = buried.iter().map(|id| proto::BuriedChunk {
                     generation: Bytes::copy_from_slice(&id.generation.0),
                     index: id.index,
@@ -346,7 +346,7 @@ impl Gateway {
                     copies: u32::from(copies),
                 });
                 let limit = std::time::Duration::from_secs(5);
-                let _ = self.writer.peers.bury(address, wire.collect(), limit).await;
+                let _ = self.writer.peers.bury(node, wire.collect(), limit).await;
             }
         }
     }

@@ -62,8 +62,7 @@ impl ClusterStatus {
                 };
                 return Some((node.id, answer));
             }
-            let address = node.address.as_deref()?;
-            Some((node.id, self.writer.peers.settled(address, bits, ASK_LIMIT).await.ok()?))
+            Some((node.id, self.writer.peers.settled(&node, bits, ASK_LIMIT).await.ok()?))
         };
         let nodes: Vec<NodeInfo> = state.nodes.values().filter(|node| node.is_live()).cloned().collect();
         stream::iter(nodes)

@@ -1,4 +1,8 @@
 //! Connections to other nodes: one channel each, made when first needed, kept, and made anew by itself after a loss.
+//!
+//! Every request names the disk that it is for ([`DISK_HEADER`]), and a node with another disk refuses it. Certificates
+//! prove that a node of this cluster answers, not which one: an address may have passed to another node since it was
+//! read, and "stored", "buried" or "nothing is missing" from the wrong disk would lose data.
 
 use std::{
     collections::HashMap,
@@ -17,11 +21,21 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use tonic::{
+    Request, Status,
+    metadata::{BinaryMetadataValue, MetadataMap},
+    service::{Interceptor, interceptor::InterceptedService},
+};
+
 use super::wire::{self, FrameAssembler, MAX_MESSAGE_BYTES};
 use crate::{
     chunks::{ChunkHeader, SealedChunk},
+    cluster::NodeInfo,
     env::Env,
 };
+
+/// Metadata of each request between nodes: the incarnation of the disk it is for, 16 bytes.
+const DISK_HEADER: &str = "cairn-disk-bin";
 
 /// A connection attempt may take this long.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -51,6 +65,25 @@ impl PeerError {
         matches!(self.code, ErrorCode::Unavailable | ErrorCode::DeadlineExceeded | ErrorCode::Overloaded)
     }
 }
+
+/// The disk that a request is for; `None` without [`DISK_HEADER`], or if that is malformed.
+pub fn disk_asked(metadata: &MetadataMap) -> Option<Incarnation> {
+    let bytes = metadata.get_bin(DISK_HEADER)?.to_bytes().ok()?;
+    Incarnation::try_from(&bytes[..]).ok()
+}
+
+/// Writes into each request which disk it is for.
+#[derive(Clone)]
+struct ForDisk(Incarnation);
+
+impl Interceptor for ForDisk {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request.metadata_mut().insert_bin(DISK_HEADER, BinaryMetadataValue::from_bytes(&self.0.0));
+        Ok(request)
+    }
+}
+
+type Client = PeerClient<InterceptedService<Channel, ForDisk>>;
 
 impl From<tonic::Status> for PeerError {
     fn from(status: tonic::Status) -> Self {
@@ -84,10 +117,11 @@ impl Peers {
         Self { env, connections: Arc::default() }
     }
 
-    /// Requests to the node at `address` that have not been answered.
-    pub fn in_flight(&self, address: &str) -> usize {
+    /// Requests to a node that have not been answered.
+    pub fn in_flight(&self, node: &NodeInfo) -> usize {
         let connections = self.connections.lock();
-        connections.get(address).map_or(0, |connection| connection.in_flight.load(Ordering::Relaxed))
+        let connection = node.address.as_ref().and_then(|address| connections.get(address));
+        connection.map_or(0, |connection| connection.in_flight.load(Ordering::Relaxed))
     }
 
     /// Forgets connections to addresses that no node has any more.
@@ -95,7 +129,9 @@ impl Peers {
         self.connections.lock().retain(|address, _| keep(address));
     }
 
-    fn client(&self, address: &str) -> Result<(PeerClient<Channel>, InFlight), PeerError> {
+    fn client(&self, node: &NodeInfo) -> Result<(Client, InFlight), PeerError> {
+        let down = || PeerError::new(ErrorCode::Unavailable, format!("node {} is down", node.name));
+        let address = node.address.as_deref().ok_or_else(down)?;
         let mut connections = self.connections.lock();
         if !connections.contains_key(address) {
             let connection = Connection { channel: self.connect(address)?, in_flight: Arc::default() };
@@ -103,7 +139,7 @@ impl Peers {
         }
         let connection = &connections[address];
         connection.in_flight.fetch_add(1, Ordering::Relaxed);
-        let client = PeerClient::new(connection.channel.clone())
+        let client = PeerClient::with_interceptor(connection.channel.clone(), ForDisk(node.incarnation))
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         Ok((client, InFlight(connection.in_flight.clone())))
@@ -143,24 +179,23 @@ impl Peers {
         self.env.timeout(limit, call).await.unwrap_or_else(|| Err(late()))
     }
 
-    /// Stores a sealed chunk on the node at `address`; durable when this returns the disk that has it.
+    /// Stores a sealed chunk on a node; durable when this returns.
     pub async fn put_chunk(
         &self,
-        address: &str,
+        node: &NodeInfo,
         chunk: &SealedChunk,
         repair: bool,
         limit: Duration,
-    ) -> Result<Incarnation, PeerError> {
-        let (mut client, _in_flight) = self.client(address)?;
+    ) -> Result<(), PeerError> {
+        let (mut client, _in_flight) = self.client(node)?;
         let header = proto::PutChunkHeader { chunk: Some(wire::header_to_wire(&chunk.header)), repair };
         let parts = std::iter::once(proto::put_chunk_request::Part::Header(header))
             .chain(wire::messages(&chunk.frames).into_iter().map(proto::put_chunk_request::Part::Data))
             .map(|part| proto::PutChunkRequest { part: Some(part) });
         let parts: Vec<_> = parts.collect();
         self.bounded(limit, async {
-            let response = client.put_chunk(futures::stream::iter(parts)).await?.into_inner();
-            Incarnation::try_from(&response.incarnation[..])
-                .map_err(|_| PeerError::protocol("bad incarnation"))
+            client.put_chunk(futures::stream::iter(parts)).await?;
+            Ok(())
         })
         .await
     }
@@ -168,12 +203,12 @@ impl Peers {
     /// Reads `count` sealed frames from `first` on; a `first` past the end reads the header alone.
     pub async fn get_chunk(
         &self,
-        address: &str,
+        node: &NodeInfo,
         id: ChunkId,
         frames: std::ops::Range<u32>,
         limit: Duration,
     ) -> Result<(ChunkHeader, Vec<Bytes>), PeerError> {
-        let (mut client, _in_flight) = self.client(address)?;
+        let (mut client, _in_flight) = self.client(node)?;
         let header_only = frames.is_empty();
         let request = proto::GetChunkRequest {
             generation: Bytes::copy_from_slice(&id.generation.0),
@@ -208,15 +243,15 @@ impl Peers {
         .await
     }
 
-    /// Count and digest of each group, at the node at `address`.
+    /// Count and digest of each group, at a node.
     pub async fn summarize(
         &self,
-        address: &str,
+        node: &NodeInfo,
         pg_bits: u8,
         groups: &[PgId],
         limit: Duration,
     ) -> Result<proto::SummarizeResponse, PeerError> {
-        let (mut client, _in_flight) = self.client(address)?;
+        let (mut client, _in_flight) = self.client(node)?;
         let request = proto::SummarizeRequest {
             pg_bits: u32::from(pg_bits),
             placement_groups: groups.iter().map(|pg| pg.0).collect(),
@@ -224,16 +259,16 @@ impl Peers {
         self.bounded(limit, async { Ok(client.summarize(request).await?.into_inner()) }).await
     }
 
-    /// Everything that the node at `address` holds of one group, `most` entries at most.
+    /// Everything that a node holds of one group, `most` entries at most.
     pub async fn inventory(
         &self,
-        address: &str,
+        node: &NodeInfo,
         pg_bits: u8,
         pg: PgId,
         most: usize,
         limit: Duration,
     ) -> Result<Vec<proto::InventoryEntry>, PeerError> {
-        let (mut client, _in_flight) = self.client(address)?;
+        let (mut client, _in_flight) = self.client(node)?;
         let request = proto::InventoryRequest { pg_bits: u32::from(pg_bits), placement_group: pg.0 };
         self.bounded(limit, async {
             let mut stream = client.inventory(request).await?.into_inner();
@@ -249,32 +284,26 @@ impl Peers {
         .await
     }
 
-    /// Records deletions at the node at `address`; durable when this returns.
+    /// Records deletions at a node; durable when this returns.
     pub async fn bury(
         &self,
-        address: &str,
+        node: &NodeInfo,
         chunks: Vec<proto::BuriedChunk>,
         limit: Duration,
     ) -> Result<(), PeerError> {
-        let (mut client, _in_flight) = self.client(address)?;
+        let (mut client, _in_flight) = self.client(node)?;
         self.bounded(limit, async { Ok(client.bury(proto::BuryRequest { chunks }).await.map(|_| ())?) }).await
     }
 
-    /// What the node at `address` has found settled.
+    /// What a node has found settled.
     pub async fn settled(
         &self,
-        address: &str,
+        node: &NodeInfo,
         pg_bits: u8,
         limit: Duration,
     ) -> Result<proto::SettledResponse, PeerError> {
-        let (mut client, _in_flight) = self.client(address)?;
+        let (mut client, _in_flight) = self.client(node)?;
         let request = proto::SettledRequest { pg_bits: u32::from(pg_bits) };
         self.bounded(limit, async { Ok(client.settled(request).await?.into_inner()) }).await
-    }
-
-    /// Who answers at `address`.
-    pub async fn hello(&self, address: &str, limit: Duration) -> Result<proto::HelloResponse, PeerError> {
-        let (mut client, _in_flight) = self.client(address)?;
-        self.bounded(limit, async { Ok(client.hello(proto::HelloRequest {}).await?.into_inner()) }).await
     }
 }

@@ -114,9 +114,7 @@ impl Reader {
                 is_self: *holder == self.me,
                 is_live: node.is_some_and(|node| node.is_live()),
                 same_zone: node.is_some_and(|node| node.zone == self.zone),
-                in_flight: node
-                    .and_then(|node| node.address.as_deref())
-                    .map_or(0, |address| self.peers.in_flight(address)),
+                in_flight: node.map_or(0, |node| self.peers.in_flight(node)),
             }
         };
         read_order(holders.iter().map(source).collect())
@@ -135,12 +133,11 @@ impl Reader {
             let read = read.ok_or_else(late);
             return (holder, read.and_then(|r| r.map(|(h, f)| ((*h).clone(), f)).map_err(own_error)));
         }
-        let down = || PeerError::new(ErrorCode::Unavailable, "the node is down");
-        let address = state.nodes.get(&holder).and_then(|node| node.address.as_deref()).ok_or_else(down);
-        match address {
-            Ok(address) => (holder, self.peers.get_chunk(address, id, frames, HOLDER_LIMIT).await),
-            Err(error) => (holder, Err(error)),
-        }
+        let answer = match state.nodes.get(&holder) {
+            Some(node) => self.peers.get_chunk(node, id, frames, HOLDER_LIMIT).await,
+            None => Err(PeerError::new(ErrorCode::Unavailable, "the node is not registered")),
+        };
+        (holder, answer)
     }
 }
 

@@ -107,19 +107,10 @@ impl Writer {
             let late = || PeerError::new(ErrorCode::DeadlineExceeded, "this node's disk gave no answer");
             return stored.ok_or_else(late)?.map(|_| ()).map_err(own_error);
         }
-        let node = state.nodes.get(&holder);
-        let name = node.map_or_else(|| format!("number {holder}"), |node| node.name.clone());
-        let down = || PeerError::new(ErrorCode::Unavailable, format!("node {name} is down"));
-        let address = node.and_then(|node| node.address.as_deref()).ok_or_else(down)?;
-        let named = |error: PeerError| PeerError::new(error.code, format!("node {name}: {}", error.cause));
-        let incarnation = self.peers.put_chunk(address, chunk, false, MEMBER_LIMIT).await.map_err(named)?;
-        if node.is_some_and(|node| node.incarnation != incarnation) {
-            return Err(PeerError::new(
-                ErrorCode::StaleGeneration,
-                format!("node {name} has another disk now"),
-            ));
-        }
-        Ok(())
+        let unknown = || PeerError::new(ErrorCode::Unavailable, format!("node {holder} is not registered"));
+        let node = state.nodes.get(&holder).ok_or_else(unknown)?;
+        let stored = self.peers.put_chunk(node, chunk, false, MEMBER_LIMIT).await;
+        stored.map_err(|error| PeerError::new(error.code, format!("node {}: {}", node.name, error.cause)))
     }
 }
 

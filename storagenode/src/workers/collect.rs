@@ -129,15 +129,14 @@ impl Collector {
         if holder == self.writer.me {
             return self.writer.store.bury(chunks.to_vec()).await.map_err(|error| error.to_string());
         }
-        let address = state.nodes.get(&holder).and_then(|node| node.address.as_deref());
-        let address = address.ok_or("it is down")?;
+        let node = state.nodes.get(&holder).ok_or("it is not registered")?;
         let wire = chunks.iter().map(|tombstone| proto::BuriedChunk {
             generation: Bytes::copy_from_slice(&tombstone.id.generation.0),
             index: tombstone.id.index,
             volume: tombstone.volume.0,
             copies: u32::from(tombstone.copies),
         });
-        let buried = self.writer.peers.bury(address, wire.collect(), BURY_LIMIT).await;
+        let buried = self.writer.peers.bury(node, wire.collect(), BURY_LIMIT).await;
         buried.map_err(|error| error.to_string())
     }
 

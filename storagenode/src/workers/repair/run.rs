@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 use super::plan::{self, Digest, Digests, Held, Step};
 use crate::{
     chunks::{Purpose, SealedChunk, Tombstone},
-    cluster::ClusterState,
+    cluster::{ClusterState, NodeInfo},
     replication::{peers::PeerError, wire, write::Writer},
 };
 
@@ -93,9 +93,9 @@ impl Repair {
         let mut busy = false;
         for peer in map.nodes.keys().copied().filter(|peer| *peer != me) {
             let groups = plan::shared_groups(map, me, peer);
-            let address = state.nodes.get(&peer).and_then(|node| node.address.as_deref());
-            let (Some(address), false) = (address, groups.is_empty()) else { continue };
-            match self.compare(map, peer, address, &groups).await {
+            let node = state.nodes.get(&peer).filter(|node| node.is_live());
+            let (Some(node), false) = (node, groups.is_empty()) else { continue };
+            match self.compare(map, node, &groups).await {
                 Ok((agreeing, worked)) => {
                     busy |= worked;
                     agreed.insert(peer, agreeing);
@@ -114,21 +114,20 @@ impl Repair {
     async fn compare(
         &self,
         map: &ClusterMap,
-        peer: NodeId,
-        address: &str,
+        peer: &NodeInfo,
         groups: &[PgId],
     ) -> Result<(BTreeSet<PgId>, bool), PeerError> {
         let mut agreeing = BTreeSet::new();
         let mut differences = false;
         for groups in groups.chunks(GROUPS_A_REQUEST) {
-            let answer = self.writer.peers.summarize(address, map.pg_bits, groups, SUMMARY_LIMIT).await?;
+            let answer = self.writer.peers.summarize(peer, map.pg_bits, groups, SUMMARY_LIMIT).await?;
             let theirs = digests_from_wire(&answer);
             let mine = self.own_digests(map, groups);
-            let differing = plan::differing(map, self.writer.me, peer, groups, &mine, &theirs);
+            let differing = plan::differing(map, self.writer.me, peer.id, groups, &mine, &theirs);
             agreeing.extend(groups.iter().copied().filter(|pg| !differing.contains(pg)));
             for pg in &differing {
                 differences = true;
-                self.fetch_group(map, peer, address, *pg).await?;
+                self.fetch_group(map, peer, *pg).await?;
             }
         }
         Ok((agreeing, differences))
@@ -154,12 +153,11 @@ impl Repair {
     async fn fetch_group(
         &self,
         map: &ClusterMap,
-        peer: NodeId,
-        address: &str,
+        peer: &NodeInfo,
         pg: PgId,
     ) -> Result<(), PeerError> {
         let entries =
-            self.writer.peers.inventory(address, map.pg_bits, pg, MAX_INVENTORY, INVENTORY_LIMIT).await?;
+            self.writer.peers.inventory(peer, map.pg_bits, pg, MAX_INVENTORY, INVENTORY_LIMIT).await?;
         let theirs: Vec<Held> = entries.into_iter().filter_map(held_from_wire).collect();
         let mine: Vec<Held> = self
             .writer
@@ -173,7 +171,7 @@ impl Repair {
                 tombstone: entry.tombstone,
             })
             .collect();
-        let steps = plan::steps(map, self.writer.me, peer, pg, &mine, &theirs);
+        let steps = plan::steps(map, self.writer.me, peer.id, pg, &mine, &theirs);
         let buried = steps.iter().filter_map(|step| match step {
             Step::Bury(held) => Some(Tombstone { id: held.id, volume: held.volume, copies: held.copies }),
             Step::Fetch(_) => None,
@@ -189,20 +187,20 @@ impl Repair {
             Step::Bury(_) => None,
         });
         let fetched = stream::iter(fetches)
-            .map(|held| self.fetch(address, held))
+            .map(|held| self.fetch(peer, held))
             .buffer_unordered(FETCHES_AT_ONCE)
             .filter(|fetched| std::future::ready(*fetched))
             .count()
             .await;
         if fetched > 0 {
-            info!(%pg, from = %peer, chunks = fetched, "repaired");
+            info!(%pg, from = peer.name, chunks = fetched, "repaired");
             self.board.lock().repaired_chunks += fetched as u64;
         }
         Ok(())
     }
 
-    async fn fetch(&self, address: &str, held: Held) -> bool {
-        let result = self.writer.peers.get_chunk(address, held.id, 0..u32::MAX, FETCH_LIMIT).await;
+    async fn fetch(&self, peer: &NodeInfo, held: Held) -> bool {
+        let result = self.writer.peers.get_chunk(peer, held.id, 0..u32::MAX, FETCH_LIMIT).await;
         let (header, frames) = match result {
             Ok(found) => found,
             Err(error) => {
