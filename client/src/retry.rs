@@ -32,12 +32,15 @@ pub(crate) struct Attempts<'a> {
     /// Nodes that waiting will not mend.
     hopeless: Vec<usize>,
     current: usize,
+    /// The last refusal that gave a reason: worth more than silence when time runs out.
+    told: Option<Error>,
 }
 
 impl<'a> Attempts<'a> {
     pub fn new(pool: &'a Pool, limits: &'a Limits) -> Self {
         let deadline = Instant::now() + limits.call_timeout;
-        Self { pool, limits, deadline, rounds: 0, failed: Vec::new(), hopeless: Vec::new(), current: 0 }
+        let (failed, hopeless) = (Vec::new(), Vec::new());
+        Self { pool, limits, deadline, rounds: 0, failed, hopeless, current: 0, told: None }
     }
 
     /// The node to try now.
@@ -79,13 +82,16 @@ impl<'a> Attempts<'a> {
         if !untried {
             self.rounds += 1;
         }
+        if !may_repeat_after_timeout(&error) {
+            self.told = Some(error.clone());
+        }
         if self.rounds >= self.limits.attempts {
-            return Err(error);
+            return Err(self.told.take().unwrap_or(error));
         }
         // Another node can be asked at once; the same one, or a cluster that is busy, needs a pause.
         let pause = if untried { Duration::ZERO } else { self.backoff() };
         if Instant::now() + pause >= self.deadline {
-            return Err(error);
+            return Err(self.told.take().unwrap_or(error));
         }
         tracing::debug!(node = %node.name, code = error.code_name(), %error, pause_ms = pause.as_millis() as u64, "trying again");
         if !untried {

@@ -7,45 +7,21 @@ use std::{
 };
 
 use bytes::Bytes;
-use cairn_client::{
-    Client, Condition, CreateVolume, DownloadOptions, ErrorCode, ListOptions, NodeState, UploadOptions,
-};
+use cairn_client::{Condition, DownloadOptions, ErrorCode, ListOptions, NodeState, UploadOptions};
 use cairn_tests::{
     cairn::{CairnCluster, ClusterOptions},
     etcd::EtcdCluster,
+    files::{content, get, make_volume, must_read, put},
     tools::{Need, require},
 };
-use rand::{Rng, SeedableRng, rngs::StdRng};
 
 const ZONES: [&str; 3] = ["a", "b", "c"];
 const MIB: usize = 1 << 20;
 
-/// Bytes that do not compress and differ by seed.
-fn content(seed: u64, length: usize) -> Bytes {
-    let mut bytes = vec![0; length];
-    StdRng::seed_from_u64(seed).fill(&mut bytes[..]);
-    bytes.into()
-}
-
-async fn put(client: &Client, path: &str, bytes: Bytes) {
-    let put = client.upload_bytes("files", path, UploadOptions::default(), bytes).await;
-    put.unwrap_or_else(|error| panic!("upload of {path}: {error}"));
-}
-
-async fn get(client: &Client, path: &str) -> Result<Bytes, cairn_client::Error> {
-    client.download("files", path, DownloadOptions::default()).await?.bytes(2 << 30).await
-}
-
-async fn must_read(client: &Client, path: &str, expected: &Bytes) {
-    let read = get(client, path).await.unwrap_or_else(|error| panic!("download of {path}: {error}"));
-    assert!(read == expected, "{path} came back with other content");
-}
-
 /// A cluster with the volume `files`.
 async fn cluster(etcd: &EtcdCluster) -> CairnCluster {
     let cluster = CairnCluster::start(ClusterOptions::new(&ZONES, etcd.database_url("/t"))).await;
-    let volume = CreateVolume { name: "files".into(), copies: Some(3), chunk_size_bytes: None };
-    cluster.client().create_volume(volume).await.expect("a volume");
+    make_volume(&cluster.client(), 3).await;
     cluster
 }
 
@@ -362,10 +338,7 @@ async fn deleted_and_overwritten_content_is_collected() {
         .with("COLLECT_AFTER_TICKS", "1");
     let cluster = CairnCluster::start(options).await;
     let client = cluster.client();
-    client
-        .create_volume(CreateVolume { name: "files".into(), copies: Some(3), chunk_size_bytes: None })
-        .await
-        .unwrap();
+    make_volume(&client, 3).await;
     for number in 0..10u64 {
         put(&client, &format!("n/{number}"), content(number, 200_000)).await;
     }

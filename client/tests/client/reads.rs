@@ -108,6 +108,22 @@ async fn nodes_that_refuse_hang_or_are_dead_are_passed_over() {
     assert_eq!(get(&client, "a").await.unwrap(), "abc");
 }
 
+/// The last attempt is cut off by the end of the call's time; what an earlier one was told is worth more.
+#[tokio::test]
+async fn a_reason_that_was_given_is_not_forgotten_in_silence() {
+    let cluster = Cluster::start(1).await;
+    cluster.fake.store("a", b"abc");
+    let refused = Fault::Refuse(ErrorCode::MetadataUnavailable);
+    for call in ["stat", "download"] {
+        cluster.fake.fail(call, std::iter::once(refused).chain(std::iter::repeat_n(Fault::Hang, 20)));
+    }
+    let client = cluster.client();
+    let error = client.stat("files", "a").await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::MetadataUnavailable, "{error}");
+    let error = get(&client, "a").await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::MetadataUnavailable, "{error}");
+}
+
 #[tokio::test]
 async fn with_every_node_dead_it_ends_soon_and_says_what_to_do() {
     let cluster = Cluster::start(0).await;

@@ -29,9 +29,10 @@ use crate::{
 /// Bytes of one permit of the memory budget.
 const PERMIT_BYTES: usize = 65_536;
 /// How long a request waits for memory before it is told to come back later.
-const BUDGET_WAIT: Duration = Duration::from_secs(20);
-/// How long an operation tries to reach the metadata store (R13).
-pub(super) const META_PATIENCE: Duration = Duration::from_secs(20);
+const BUDGET_WAIT: Duration = Duration::from_secs(12);
+/// How long an operation tries to reach the metadata store (R13). With the last try it ends before clients, who wait for
+/// 20 s, have given up: they are to read the reason.
+pub(super) const META_PATIENCE: Duration = Duration::from_secs(12);
 
 /// What a gateway is made of.
 #[derive(Clone)]

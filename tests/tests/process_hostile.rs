@@ -1,0 +1,276 @@
+//! Running nodes and what people and machines do to them: half uploads, plain text, wrong keys, wrong disks, a store that
+//! goes away in the middle, `kill -9`.
+
+use std::{collections::BTreeMap, io, path::Path, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use cairn_client::{
+    BytesSource, Client, ContentStream, DownloadOptions, ErrorCode, Source, StatusResponse, UploadOptions,
+};
+use cairn_tests::{
+    cairn::{CairnCluster, ClusterOptions},
+    etcd::EtcdCluster,
+    files::{VOLUME, content, get, make_volume, must_read, put},
+    process::{Spec, poll, tail},
+    tools::{Need, require},
+};
+use futures::{StreamExt, stream};
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+const ZONES: [&str; 3] = ["a", "b", "c"];
+const MIB: usize = 1 << 20;
+/// For a refusal at the start.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+async fn cluster(etcd: &EtcdCluster, prefix: &str) -> CairnCluster {
+    let cluster = CairnCluster::start(ClusterOptions::new(&ZONES, etcd.database_url(prefix))).await;
+    make_volume(&cluster.client(), 3).await;
+    cluster
+}
+
+macro_rules! etcd {
+    () => {{
+        let Ok(tools) = require(&[Need::Etcd]) else { return };
+        EtcdCluster::start(&tools, 3).expect("etcd starts")
+    }};
+}
+
+fn chunks(status: &StatusResponse) -> Vec<u64> {
+    status.nodes.iter().map(|node| node.chunks).collect()
+}
+
+/// Content that stops in the middle without a word, as a client whose machine is gone.
+struct Stuck(Bytes);
+
+#[async_trait::async_trait]
+impl Source for Stuck {
+    async fn open(&self) -> io::Result<ContentStream> {
+        let bytes = self.0.clone();
+        Ok(stream::once(async move { Ok(bytes) }).chain(stream::pending()).boxed())
+    }
+
+    fn size_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    fn describe(&self) -> String {
+        "half a file".into()
+    }
+}
+
+/// A connection to a node's HTTP port that trusts the cluster's authority.
+async fn connect(cluster: &CairnCluster, node: usize) -> TlsStream<TcpStream> {
+    let mut roots = RootCertStore::empty();
+    let pem = std::fs::read(&cluster.secrets().authority_certificate).unwrap();
+    roots.add(CertificateDer::from_pem_slice(&pem).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = config.with_root_certificates(roots).with_no_client_auth();
+    let address = cluster.https(node);
+    let address = address.strip_prefix("https://").unwrap();
+    let stream = TcpStream::connect(address).await.unwrap();
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_cut_in_the_middle_leaves_the_file_as_it_was() {
+    let etcd = etcd!();
+    let cluster = cluster(&etcd, "/t").await;
+    let client = cluster.client();
+    put(&client, "kept", content(1, 100_000)).await;
+    let before = chunks(&cluster.wait_settled().await);
+    let arrived = |status: &StatusResponse| chunks(status).iter().sum::<u64>() > before.iter().sum();
+    let gone = |status: &StatusResponse| chunks(status) == before;
+
+    let half = content(2, 9 * MIB);
+    for path in ["kept", "new"] {
+        let (client, half) = (cluster.client_of(&[0]), half.clone());
+        let upload = tokio::spawn(async move {
+            client.upload(VOLUME, path, UploadOptions::default(), &Stuck(half)).await.map(|_| ())
+        });
+        cluster.wait("half of it is on the disks", arrived).await;
+        upload.abort();
+        cluster.wait("what had arrived is taken back", gone).await;
+    }
+    // The same by HTTP: a length is promised, and the connection ends before.
+    let mut connection = connect(&cluster, 1).await;
+    let head = format!(
+        "PUT /v1/volumes/{VOLUME}/files/new HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {}\r\ncontent-length: {}\r\n\r\n",
+        cluster.token(),
+        2 * half.len()
+    );
+    connection.write_all(head.as_bytes()).await.unwrap();
+    connection.write_all(&half).await.unwrap();
+    connection.flush().await.unwrap();
+    cluster.wait("half of it is on the disks", arrived).await;
+    drop(connection);
+    cluster.wait("what had arrived is taken back", gone).await;
+
+    for node in 0..3 {
+        let client = cluster.client_of(&[node]);
+        must_read(&client, "kept", &content(1, 100_000)).await;
+        assert_eq!(get(&client, "new").await.unwrap_err().code(), ErrorCode::FileNotFound);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plain_text_to_a_tls_port_is_answered_in_plain_text_and_harms_nobody() {
+    let etcd = etcd!();
+    let cluster = cluster(&etcd, "/t").await;
+    for address in [cluster.grpc(0), cluster.https(0).replace("https://", "")] {
+        let mut stream = TcpStream::connect(&address).await.unwrap();
+        stream.write_all(b"GET /v1/status HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await;
+        read.expect("the connection ends").unwrap();
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("TLS"), "{address}: {answer:?}");
+    }
+    put(&cluster.client_of(&[0]), "after", content(1, 10_000)).await;
+    must_read(&cluster.client_of(&[1]), "after", &content(1, 10_000)).await;
+}
+
+/// Starts a node that must refuse; the end of what it says.
+fn refusal(spec: Spec, log: &Path) -> String {
+    std::fs::remove_file(log).ok();
+    let process = spec.spawn().expect("cairn-node starts");
+    let ended = poll(START_LIMIT, Duration::from_millis(50), || process.exited());
+    let said = tail(log, 20);
+    let ended = ended.unwrap_or_else(|| panic!("it runs:\n{said}"));
+    assert!(!ended.success(), "it ended well:\n{said}");
+    said
+}
+
+/// Every file of a folder, by name, with the digest of its content.
+fn fingerprint(folder: &Path) -> BTreeMap<String, blake3::Hash> {
+    let files = walkdir::WalkDir::new(folder).into_iter().map(Result::unwrap);
+    let files = files.filter(|entry| entry.file_type().is_file());
+    files
+        .map(|entry| {
+            let bytes = std::fs::read(entry.path()).unwrap();
+            (entry.path().display().to_string(), blake3::hash(&bytes))
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_key_and_others_disks_are_refused_and_nothing_is_touched() {
+    let etcd = etcd!();
+    let (mut ours, mut theirs) = (cluster(&etcd, "/ours").await, cluster(&etcd, "/theirs").await);
+    put(&ours.client(), "kept", content(1, 3 * MIB)).await;
+    ours.wait_settled().await;
+    ours.stop(0);
+    ours.stop(1);
+    theirs.stop(0);
+    let (disk, log) = (ours.data_folder(0).to_owned(), ours.log(0));
+    let before = fingerprint(&disk);
+
+    let other_kek = theirs.secrets().kek.display().to_string();
+    let said = refusal(ours.spec(0).env("KEK_FILE", other_kek), &log);
+    assert!(said.contains("give it that KEK file"), "{said}");
+    let no_kek = ours.folder().join("none");
+    let said = refusal(ours.spec(0).env("KEK_FILE", no_kek), &log);
+    assert!(said.contains("KEK_FILE") && said.contains("none"), "{said}");
+    let theirs_log = theirs.log(0);
+    let said = refusal(theirs.spec(0).env("DATA_DIR", &disk), &theirs_log);
+    assert!(said.contains("belongs to cluster"), "{said}");
+    // Node n2 with the disk of n1.
+    let said = refusal(ours.spec(1).env("DATA_DIR", &disk), &ours.log(1));
+    assert!(said.contains("n1") && said.contains("n2"), "{said}");
+    assert_eq!(fingerprint(&disk), before, "a refused node has changed a disk");
+
+    ours.restart(0);
+    ours.restart(1);
+    ours.wait_settled().await;
+    // And one that is in use.
+    let second = ours.folder().join("second");
+    let spec = ours.spec(0).env("GRPC_PORT", "0").env("HTTP_PORT", "0").log(&second);
+    let said = refusal(spec, &second);
+    assert!(said.contains("in use") || said.contains("locked"), "{said}");
+    must_read(&ours.client_of(&[0]), "kept", &content(1, 3 * MIB)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_download_goes_on_while_etcd_is_away() {
+    let etcd = etcd!();
+    let cluster = cluster(&etcd, "/t").await;
+    let client = cluster.client_of(&[0]);
+    let whole = content(5, 96 * MIB);
+    put(&client, "large", whole.clone()).await;
+    cluster.wait_settled().await;
+    let mut download = client.download(VOLUME, "large", DownloadOptions::default()).await.unwrap();
+    let mut read = download.next_piece().await.unwrap().expect("content").to_vec();
+    etcd.pause_all();
+    while let Some(piece) = download.next_piece().await.expect("the rest comes without the store") {
+        read.extend_from_slice(&piece);
+    }
+    assert!(read == whole);
+    // A new one has to look the file up: it is refused, in bounded time, and says why.
+    let begun = std::time::Instant::now();
+    let refused = get(&cluster.client_of(&[1]), "large").await.unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::MetadataUnavailable, "{refused}");
+    assert!(begun.elapsed() < Duration::from_secs(120), "{:?}", begun.elapsed());
+    etcd.resume_all();
+    cluster.wait_settled().await;
+    must_read(&client, "large", &whole).await;
+}
+
+/// One node alone with the embedded store, killed again and again while it takes files.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_alone_killed_during_uploads_loses_nothing() {
+    let folder = tempfile::tempdir_in(cairn_tests::etcd::disk_folder().unwrap()).unwrap();
+    let url = format!("embedded://{}", folder.path().join("meta").display());
+    let mut cluster = CairnCluster::start(ClusterOptions::new(&["a"], url)).await;
+    make_volume(&cluster.client(), 1).await;
+    let mut acknowledged: BTreeMap<String, Bytes> = BTreeMap::new();
+    for round in 0..6u64 {
+        let (sender, mut done) = tokio::sync::mpsc::unbounded_channel();
+        let writers: Vec<_> = (0..4u64)
+            .map(|writer| {
+                let (client, sender) = (cluster.client(), sender.clone());
+                tokio::spawn(write_until_it_fails(client, round * 1_000 + writer * 100, sender))
+            })
+            .collect();
+        for _ in 0..12 {
+            let (path, bytes) = done.recv().await.expect("uploads are acknowledged");
+            acknowledged.insert(path, bytes);
+        }
+        cluster.kill(0);
+        drop(sender);
+        while let Some((path, bytes)) = done.recv().await {
+            acknowledged.insert(path, bytes);
+        }
+        for writer in writers {
+            writer.await.unwrap();
+        }
+        cluster.restart(0);
+        cluster.wait("the node is back", |status| status.nodes.len() == 1).await;
+        let client = cluster.client();
+        for (path, bytes) in &acknowledged {
+            must_read(&client, path, bytes).await;
+        }
+    }
+    assert!(acknowledged.len() >= 72);
+}
+
+type Done = tokio::sync::mpsc::UnboundedSender<(String, Bytes)>;
+
+async fn write_until_it_fails(client: Client, from: u64, done: Done) {
+    for number in from..from + 100 {
+        let bytes = content(number, 1 + (number as usize * 7_919) % (2 * MIB));
+        let source = BytesSource(bytes.clone());
+        let path = format!("k/{number}");
+        let upload = client.upload(VOLUME, &path, UploadOptions::default(), &source);
+        match tokio::time::timeout(Duration::from_secs(1), upload).await {
+            Ok(Ok(_)) => done.send((path, bytes)).unwrap_or_default(),
+            _ => return,
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! A file larger than anything a node may keep in memory.
+
+use std::{io, time::Duration};
+
+use bytes::Bytes;
+use cairn_client::{ContentStream, DownloadOptions, Source, UploadOptions};
+use cairn_tests::{
+    cairn::{CairnCluster, ClusterOptions},
+    etcd::EtcdCluster,
+    files::{VOLUME, content, make_volume},
+    tools::{Need, require},
+};
+use futures::{StreamExt, stream};
+
+const PIECE: usize = 1 << 20;
+/// One GiB and a byte.
+const LENGTH: u64 = (1 << 30) + 1;
+/// What a node may use at most meanwhile: far less than the file. Its budgets allow 64 MiB to each side.
+const MEMORY_KIB: u64 = 400 << 10;
+
+/// A file that exists nowhere: pieces that differ by their number.
+struct Generated {
+    base: Bytes,
+}
+
+impl Generated {
+    fn new() -> Self {
+        Self { base: content(1, PIECE) }
+    }
+
+    /// Piece `number`; the last one is shorter.
+    fn piece(&self, number: u64) -> Bytes {
+        let mut piece = self.base.to_vec();
+        for part in piece.chunks_mut(4096) {
+            part[..8].copy_from_slice(&number.to_le_bytes());
+        }
+        piece.truncate((LENGTH - number * PIECE as u64).min(PIECE as u64) as usize);
+        piece.into()
+    }
+
+    fn pieces() -> u64 {
+        LENGTH.div_ceil(PIECE as u64)
+    }
+}
+
+#[async_trait::async_trait]
+impl Source for Generated {
+    async fn open(&self) -> io::Result<ContentStream> {
+        let this = Self { base: self.base.clone() };
+        Ok(stream::iter(0..Self::pieces()).map(move |number| Ok(this.piece(number))).boxed())
+    }
+
+    fn size_bytes(&self) -> Option<u64> {
+        Some(LENGTH)
+    }
+
+    fn describe(&self) -> String {
+        "a generated file".into()
+    }
+}
+
+/// The most memory that a process ever had, in KiB.
+fn peak_kib(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the node runs");
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("Linux tells the peak");
+    line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number of KiB")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gibibyte_goes_through_bounded_memory() {
+    let Ok(tools) = require(&[Need::Etcd]) else { return };
+    let etcd = EtcdCluster::start(&tools, 3).expect("etcd starts");
+    let cluster = CairnCluster::start(ClusterOptions::new(&["a", "b", "c"], etcd.database_url("/t"))).await;
+    make_volume(&cluster.client(), 3).await;
+    let file = Generated::new();
+    let uploaded =
+        cluster.client_of(&[0]).upload(VOLUME, "large", UploadOptions::default(), &file).await.unwrap();
+    assert_eq!(uploaded.size_bytes, LENGTH);
+
+    let client = cluster.client_of(&[1]);
+    let mut download = client.download(VOLUME, "large", DownloadOptions::default()).await.unwrap();
+    let (mut number, mut expected, mut length) = (0, Bytes::new(), 0);
+    while let Some(mut piece) = download.next_piece().await.unwrap() {
+        length += piece.len() as u64;
+        while !piece.is_empty() {
+            if expected.is_empty() {
+                expected = file.piece(number);
+                number += 1;
+            }
+            let count = piece.len().min(expected.len());
+            assert!(piece.split_to(count) == expected.split_to(count), "piece {number} differs");
+        }
+    }
+    assert_eq!(length, LENGTH);
+    let options = DownloadOptions { offset: LENGTH - 2, length: Some(2), ..DownloadOptions::default() };
+    let end = client.download(VOLUME, "large", options).await.unwrap().bytes(10).await.unwrap();
+    let last = Generated::pieces() - 1;
+    assert_eq!(end[..], [file.piece(last - 1)[PIECE - 1], file.piece(last)[0]]);
+    for node in 0..3 {
+        let peak = peak_kib(cluster.process(node).pid());
+        assert!(peak < MEMORY_KIB, "node {node} had {} MiB", peak >> 10);
+    }
+    tokio::time::timeout(Duration::from_secs(60), cluster.wait_settled()).await.unwrap();
+}
