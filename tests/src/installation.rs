@@ -102,7 +102,9 @@ impl Installation {
         self.wait("statefulset/etcd", "jsonpath={.status.readyReplicas}=3")?;
         say("wait for the storage cluster and its volume to be Ready");
         self.wait("storagecluster/demo", "condition=Ready")?;
-        self.wait("volume/files", "condition=Ready")
+        self.wait("volume/files", "condition=Ready")?;
+        say("wait until the nodes have compared what they hold, and agree");
+        self.wait("storagecluster/demo", "condition=DataProtected")
     }
 
     /// `kubectl apply` of a file of `docs/examples/kubernetes/`, as it is.

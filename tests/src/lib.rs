@@ -1,10 +1,13 @@
 //! What the tests stand on: outside programs, a real etcd, a real Kubernetes with kubelets.
 
 pub mod bed;
+pub mod bench;
 pub mod cairn;
-
+pub mod compose;
 pub mod etcd;
+pub mod files;
 pub mod installation;
+pub mod markdown;
 pub mod mounts;
 pub mod pki;
 pub mod ports;

@@ -3,7 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use cairn_client::{Client, ClientConfig, CreateVolume, DownloadOptions, Pem, ErrorCode, StatusResponse, UploadOptions};
+use cairn_client::{
+    Client, ClientConfig, CreateVolume, DownloadOptions, ErrorCode, Pem, StatusResponse, UploadOptions,
+};
 use cairn_node::{
     api,
     chunks::Kek,
@@ -155,7 +157,8 @@ async fn swapped_addresses_are_noticed() {
     until(&client, |status| status.map_generation > 0).await;
     let volume = CreateVolume { name: "files".into(), copies: Some(3), chunk_size_bytes: None };
     client.create_volume(volume).await.expect("a volume");
-    let upload = client.upload_bytes("files", "a", UploadOptions::default(), Bytes::from_static(b"abc")).await;
+    let upload =
+        client.upload_bytes("files", "a", UploadOptions::default(), Bytes::from_static(b"abc")).await;
     let error = upload.expect_err("no other disk has it");
     assert_eq!(error.code(), ErrorCode::NotEnoughNodes, "{error}");
     // Several passes of repair: both others are there, and agree with nobody.

@@ -231,7 +231,7 @@ async fn a_node_alone_killed_during_uploads_loses_nothing() {
     make_volume(&cluster.client(), 1).await;
     let mut acknowledged: BTreeMap<String, Bytes> = BTreeMap::new();
     for round in 0..6u64 {
-        let (sender, mut done) = tokio::sync::mpsc::unbounded_channel();
+        let (sender, mut done) = tokio::sync::mpsc::channel(1_000);
         let writers: Vec<_> = (0..4u64)
             .map(|writer| {
                 let (client, sender) = (cluster.client(), sender.clone());
@@ -260,7 +260,7 @@ async fn a_node_alone_killed_during_uploads_loses_nothing() {
     assert!(acknowledged.len() >= 72);
 }
 
-type Done = tokio::sync::mpsc::UnboundedSender<(String, Bytes)>;
+type Done = tokio::sync::mpsc::Sender<(String, Bytes)>;
 
 async fn write_until_it_fails(client: Client, from: u64, done: Done) {
     for number in from..from + 100 {
@@ -269,7 +269,7 @@ async fn write_until_it_fails(client: Client, from: u64, done: Done) {
         let path = format!("k/{number}");
         let upload = client.upload(VOLUME, &path, UploadOptions::default(), &source);
         match tokio::time::timeout(Duration::from_secs(1), upload).await {
-            Ok(Ok(_)) => done.send((path, bytes)).unwrap_or_default(),
+            Ok(Ok(_)) => done.send((path, bytes)).await.expect("somebody listens"),
             _ => return,
         }
     }

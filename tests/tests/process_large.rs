@@ -3,7 +3,9 @@
 use std::{io, time::Duration};
 
 use bytes::Bytes;
-use cairn_client::{ContentStream, DownloadOptions, Source, UploadOptions};
+use cairn_client::{
+    Client, ClientConfig, ContentStream, DownloadOptions, Limits, Pem, Source, UploadOptions,
+};
 use cairn_tests::{
     cairn::{CairnCluster, ClusterOptions},
     etcd::EtcdCluster,
@@ -101,4 +103,31 @@ async fn a_gibibyte_goes_through_bounded_memory() {
         assert!(peak < MEMORY_KIB, "node {node} had {} MiB", peak >> 10);
     }
     tokio::time::timeout(Duration::from_secs(60), cluster.wait_settled()).await.unwrap();
+}
+
+/// More uploads at once over one connection than there is memory for: those that wait keep nobody from going on.
+#[tokio::test(flavor = "multi_thread")]
+async fn uploads_that_wait_for_memory_do_not_stop_those_that_have_it() {
+    let Ok(tools) = require(&[Need::Etcd]) else { return };
+    let etcd = EtcdCluster::start(&tools, 3).expect("etcd starts");
+    let cluster = CairnCluster::start(ClusterOptions::new(&["a", "b", "c"], etcd.database_url("/t"))).await;
+    make_volume(&cluster.client(), 3).await;
+    let ca = Pem::File(cluster.secrets().authority_certificate.clone());
+    let config = ClientConfig::new([cluster.grpc(0)], ca).with_token(cluster.token());
+    // Whoever is told to come back later has waited for too long.
+    let limits = Limits { attempts: 1, ..Limits::default() };
+    let client = Client::connect(config.with_limits(limits)).unwrap();
+    let bytes = content(1, 8 << 20);
+    // The gateway has memory for 32 chunks of 4 MiB.
+    let uploads = (0..64).map(|number| {
+        let (client, bytes) = (client.clone(), bytes.clone());
+        async move {
+            let path = format!("many/{number}");
+            client.upload_bytes(VOLUME, &path, UploadOptions::default(), bytes).await.map(|_| ())
+        }
+    });
+    let ended = futures::future::join_all(uploads.map(tokio::spawn)).await;
+    for upload in ended {
+        upload.unwrap().unwrap_or_else(|error| panic!("{error}"));
+    }
 }

@@ -64,7 +64,8 @@ impl PeerService {
         match disk_asked(request.metadata()) {
             Some(disk) if disk == self.me.incarnation => Ok(()),
             Some(_) => {
-                let cause = format!("another disk is meant than that of node {}, which answers", self.me.node);
+                let cause =
+                    format!("another disk is meant than that of node {}, which answers", self.me.node);
                 Err(peer_status(ErrorCode::Unavailable, cause))
             }
             None => Err(invalid("the request does not say which disk it is for")),

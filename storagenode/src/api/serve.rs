@@ -40,14 +40,14 @@ pub struct ConnectionLimits {
 
 impl Default for ConnectionLimits {
     fn default() -> Self {
-        Self { connections: 2_048, streams_per_connection: 256, idle: Duration::from_secs(300) }
+        Self { connections: 2_048, streams_per_connection: 128, idle: Duration::from_secs(300) }
     }
 }
 
-/// Bytes that one upload may be ahead of us.
-const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-/// The same for all uploads of a connection.
-const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+/// Bytes that one upload may be ahead of us. A connection may be ahead by as much for each of its streams: with less, uploads
+/// that wait for memory would fill the connection's window with what nobody reads yet, and those that have memory, and
+/// will give it back, would get no data.
+const STREAM_WINDOW_BYTES: u32 = 512 << 10;
 /// Larger frames cost fewer wake-ups; 16 KiB is HTTP/2's default.
 const FRAME_BYTES: u32 = 256 << 10;
 /// Names of 1,024 bytes, escaped, with room for a token and what proxies add.
@@ -184,7 +184,7 @@ impl Server {
             .timer(TokioTimer::new())
             .adaptive_window(false)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .initial_connection_window_size(STREAM_WINDOW_BYTES * self.limits.streams_per_connection)
             .max_frame_size(FRAME_BYTES)
             .max_header_list_size(HEADER_BYTES)
             .max_concurrent_streams(self.limits.streams_per_connection)

@@ -1,31 +1,45 @@
 //! `make demo`: four nodes in three zones on this machine, from the manifest that users get; a real tree goes in, a node
-//! is lost, more goes in, every byte is compared, the node comes back and catches up. Ends with one line.
+//! is lost, more goes in, every byte is compared, the node comes back and catches up. Ends with one line, and leaves
+//! nothing: no process and no file, also after Ctrl-C in the middle.
 //!
-//! The tree is what every Rust machine has: the toolchain's library folder and the sources of downloaded crates.
+//! The tree is what every machine has that has built Cairn: the Rust toolchain's libraries and the sources of crates.
 
 use std::{
     fs::File,
     io::{self, BufReader, Read},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Command, ExitCode, Stdio},
+    process::{Child, Command, ExitCode, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use cairn_tests::{
     etcd::disk_folder,
+    installation::Stop,
     process::{Process, Spec, poll},
     programs,
 };
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Starting four nodes takes a second or two; a machine under load, longer.
 const START_LIMIT: Duration = Duration::from_secs(120);
 /// The node that is lost: the only one of its zone.
 const LOST_NODE: &str = "demo-main-b-0";
 
+/// A command with more than so many arguments is shown without most of them.
+const ARGUMENTS_SHOWN: usize = 10;
+/// As a shell tells of a program that Ctrl-C ended.
+const INTERRUPTED: u8 = 130;
+
 fn main() -> ExitCode {
     let begun = Instant::now();
-    match demo() {
+    let stop = Stop::default();
+    match listen(&stop).and_then(|()| demo(&stop)) {
+        _ if stop.is_set() => {
+            eprintln!("\nDEMO INTERRUPTED: nothing is left running");
+            ExitCode::from(INTERRUPTED)
+        }
         Ok(verdict) => {
             println!("\nDEMO PASSED in {:.0} s: {verdict}", begun.elapsed().as_secs_f64());
             ExitCode::SUCCESS
@@ -37,21 +51,22 @@ fn main() -> ExitCode {
     }
 }
 
-fn demo() -> Result<String> {
+fn demo(stop: &Stop) -> Result<String> {
     let repository = repository()?;
+    let (libraries, crates) = (libraries()?, crates(&repository)?);
     let folder = tempfile::Builder::new().prefix("demo-").tempdir_in(disk_folder()?)?;
-    let (libraries, crates) = sources()?;
-    let cluster = Cluster::start(&repository, folder.path())?;
+    let cluster = Cluster::start(&repository, folder.path(), stop)?;
     let result = tour(&cluster, folder.path(), &libraries, &crates);
-    if result.is_err() {
+    if result.is_err() && !stop.is_set() {
         eprintln!("--- end of the cluster's log\n{}", cluster.process.log_tail(30));
     }
     let ended = cluster.process.terminate(Duration::from_secs(30));
     ensure!(ended.success(), "the cluster ended with {ended}");
+    folder.close().context("the demo's folder cannot be removed")?;
     result
 }
 
-fn tour(cluster: &Cluster, folder: &Path, libraries: &Path, crates: &Path) -> Result<String> {
+fn tour(cluster: &Cluster, folder: &Path, libraries: &Path, crates: &[PathBuf]) -> Result<String> {
     let edges = edge_cases(folder)?;
     let say = |step: &str| println!("\n== {step}");
     say("upload the Rust toolchain's libraries");
@@ -60,15 +75,23 @@ fn tour(cluster: &Cluster, folder: &Path, libraries: &Path, crates: &Path) -> Re
     cluster.cairn(&["status"])?;
     say(&format!("stop the node {LOST_NODE}, as a power cut would, and upload the sources of all crates"));
     cluster.cairn(&["node", "stop", LOST_NODE])?;
-    cluster.cairn(&["put", text(crates)?, "files/crates"])?;
+    let mut put = vec!["put"];
+    for folder in crates {
+        put.push(text(folder)?);
+    }
+    put.push("files/crates/");
+    cluster.cairn(&put)?;
     say("download everything, with that node still away, and compare every byte");
     let back = folder.join("back");
     cluster.cairn(&["get", "files", text(&back)?])?;
     let mut compared = Compared::default();
-    compared.tree(libraries, &back.join("libraries"))?;
-    compared.tree(&edges, &back.join("edges"))?;
-    compared.tree(crates, &back.join("crates"))?;
-    println!("{} files, {:.1} MiB: all equal", compared.files, compared.bytes as f64 / 1_048_576.0);
+    compared.tree(libraries, &back.join("libraries"), &cluster.stop)?;
+    compared.tree(&edges, &back.join("edges"), &cluster.stop)?;
+    for folder in crates {
+        let name = folder.file_name().context("a crate has a name")?;
+        compared.tree(folder, &back.join("crates").join(name), &cluster.stop)?;
+    }
+    println!("{} files, {:.1} MiB: all equal", compared.files, mebibytes(compared.bytes));
     say("start the node again, and wait until it has caught up");
     cluster.cairn(&["node", "start", LOST_NODE])?;
     cluster.cairn(&["status", "--wait-settled", "--timeout", "15m"])?;
@@ -76,19 +99,24 @@ fn tour(cluster: &Cluster, folder: &Path, libraries: &Path, crates: &Path) -> Re
         "{} files ({:.1} MiB, the largest {:.1} MiB) survived a lost node byte for byte, and every placement group is \
          settled again",
         compared.files,
-        compared.bytes as f64 / 1_048_576.0,
-        compared.largest as f64 / 1_048_576.0
+        mebibytes(compared.bytes),
+        mebibytes(compared.largest)
     ))
+}
+
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / 1_048_576.0
 }
 
 /// The supervisor with its nodes.
 struct Cluster {
     process: Process,
     config: PathBuf,
+    stop: Stop,
 }
 
 impl Cluster {
-    fn start(repository: &Path, folder: &Path) -> Result<Self> {
+    fn start(repository: &Path, folder: &Path, stop: &Stop) -> Result<Self> {
         let ready = folder.join("ready.json");
         let data = folder.join("data");
         println!("== start four nodes in three zones from docs/examples/laptop.yaml");
@@ -103,26 +131,50 @@ impl Cluster {
             .log(folder.join("cluster.log"))
             .spawn()?;
         let up = poll(START_LIMIT, Duration::from_millis(100), || {
-            (ready.exists() || process.exited().is_some()).then_some(())
+            (ready.exists() || process.exited().is_some() || stop.is_set()).then_some(())
         });
+        ensure!(!stop.is_set(), "interrupted");
         if up.is_none() || process.exited().is_some() {
             bail!("the cluster did not become ready:\n{}", process.log_tail(30));
         }
         println!("{}", process.log_tail(40));
-        Ok(Self { process, config: data.join("config.yaml") })
+        Ok(Self { process, config: data.join("config.yaml"), stop: stop.clone() })
     }
 
     /// Runs the command line as a person would, with its output shown.
     fn cairn(&self, arguments: &[&str]) -> Result<()> {
-        println!("$ cairn {}", arguments.join(" "));
-        let status = Command::new(programs::built("cairn"))
+        match arguments {
+            [verb, first, more @ .., last] if more.len() > ARGUMENTS_SHOWN => {
+                println!("$ cairn {verb} {first} [and {} more] {last}", more.len());
+            }
+            _ => println!("$ cairn {}", arguments.join(" ")),
+        }
+        let child = Command::new(programs::built("cairn"))
             .args(arguments)
             .env("CAIRN_CONFIG", &self.config)
             .stdin(Stdio::null())
-            .status()
+            .process_group(0) // Ctrl-C reaches us, and we end it
+            .spawn()
             .context("cairn cannot be started")?;
-        ensure!(status.success(), "cairn {} ended with {status}", arguments.join(" "));
-        Ok(())
+        let mut child = Ended(child);
+        loop {
+            if let Some(status) = child.0.try_wait()? {
+                ensure!(status.success(), "cairn {} ended with {status}", arguments[0]);
+                return Ok(());
+            }
+            ensure!(!self.stop.is_set(), "interrupted");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// A child that does not outlive this.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill(); // does nothing to one that was waited for
+        let _ = self.0.wait();
     }
 }
 
@@ -135,25 +187,27 @@ struct Compared {
 }
 
 impl Compared {
-    /// Every regular file below `original` must be below `copy`, byte for byte, and nothing else.
-    fn tree(&mut self, original: &Path, copy: &Path) -> Result<()> {
-        let mut names = 0u64;
+    /// Every regular file below `original` must be below `copy`, byte for byte, and nothing else. Copies are removed at once:
+    /// soon they would be on the disk, and take minutes to be removed from some.
+    fn tree(&mut self, original: &Path, copy: &Path, stop: &Stop) -> Result<()> {
         for entry in walkdir::WalkDir::new(original) {
             let entry = entry?;
             if !entry.file_type().is_file() {
                 continue;
             }
-            names += 1;
+            ensure!(!stop.is_set(), "interrupted");
             let other = copy.join(entry.path().strip_prefix(original)?);
             let length = same(entry.path(), &other)
                 .with_context(|| format!("{} and {}", entry.path().display(), other.display()))?;
+            std::fs::remove_file(other)?;
             self.files += 1;
             self.bytes += length;
             self.largest = self.largest.max(length);
         }
-        let copies = walkdir::WalkDir::new(copy).into_iter().filter_map(Result::ok);
-        let copies = copies.filter(|entry| entry.file_type().is_file()).count() as u64;
-        ensure!(copies == names, "{} has {copies} files instead of {names}", copy.display());
+        let left = walkdir::WalkDir::new(copy).into_iter().filter_map(Result::ok);
+        if let Some(other) = left.into_iter().find(|entry| entry.file_type().is_file()) {
+            bail!("{} came back, and was never uploaded", other.path().display());
+        }
         Ok(())
     }
 }
@@ -196,16 +250,47 @@ fn edge_cases(folder: &Path) -> Result<PathBuf> {
     Ok(edges)
 }
 
-fn sources() -> Result<(PathBuf, PathBuf)> {
-    let output =
-        Command::new("rustc").args(["--print", "sysroot"]).output().context("rustc cannot be started")?;
-    let libraries = Path::new(String::from_utf8(output.stdout)?.trim()).join("lib");
+/// The Rust toolchain's libraries.
+fn libraries() -> Result<PathBuf> {
+    let output = Command::new("rustc").args(["--print", "sysroot"]).output();
+    let output = output.context("rustc cannot be started: put the Rust toolchain's `bin` on PATH")?;
+    let root = PathBuf::from(String::from_utf8(output.stdout)?.trim());
+    // A distribution's toolchain shares its `lib` with all programs of the system.
+    let shared = [Path::new("/usr"), Path::new("/usr/local")].contains(&root.as_path());
+    let libraries = root.join(if shared { "lib/rustlib" } else { "lib" });
     ensure!(libraries.is_dir(), "{} is missing: is the Rust toolchain installed?", libraries.display());
+    Ok(libraries)
+}
+
+/// Folders of the crates that Cairn is built from. Other projects may have downloaded gigabytes more.
+fn crates(repository: &Path) -> Result<Vec<PathBuf>> {
+    let lock: Lock = toml::from_str(&std::fs::read_to_string(repository.join("Cargo.lock"))?)?;
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
-    let crates = home.context("neither CARGO_HOME nor HOME is set")?.join("registry/src");
-    ensure!(crates.is_dir(), "{} is missing: run `cargo fetch` first", crates.display());
-    Ok((libraries, crates))
+    let home = home.or_else(|| Some(std::env::home_dir()?.join(".cargo")));
+    let sources = home.context("there is no home folder: set HOME")?.join("registry/src");
+    let go_on = || format!("{}: run `cargo fetch`, which downloads the sources of crates", sources.display());
+    let registries: Vec<_> = std::fs::read_dir(&sources).with_context(go_on)?.flatten().collect();
+    let places = lock.package.iter().flat_map(|package| {
+        let name = format!("{}-{}", package.name, package.version);
+        registries.iter().map(move |registry| registry.path().join(&name))
+    });
+    // Those for other systems are not downloaded by a build.
+    let mut found: Vec<PathBuf> = places.filter(|folder| folder.is_dir()).collect();
+    ensure!(!found.is_empty(), "there is no crate in {}", go_on());
+    // The same crate of two registries has one name.
+    found.dedup_by(|a, b| a.file_name() == b.file_name());
+    Ok(found)
+}
+
+#[derive(serde::Deserialize)]
+struct Lock {
+    package: Vec<Package>,
+}
+
+#[derive(serde::Deserialize)]
+struct Package {
+    name: String,
+    version: String,
 }
 
 fn repository() -> Result<PathBuf> {
@@ -215,4 +300,28 @@ fn repository() -> Result<PathBuf> {
 
 fn text(path: &Path) -> Result<&str> {
     path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))
+}
+
+/// From now on the first SIGINT or SIGTERM asks for an orderly end, the second ends at once.
+fn listen(stop: &Stop) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut interrupt, mut terminate) = {
+        let _inside = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    let stop = stop.clone();
+    let wait = async move {
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if stop.is_set() {
+                std::process::exit(INTERRUPTED.into());
+            }
+            stop.set();
+        }
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(move || runtime.block_on(wait))?;
+    Ok(())
 }

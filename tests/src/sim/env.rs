@@ -21,7 +21,7 @@ use super::disk::SimDisk;
 pub fn env(seed: u64, disk: SimDisk, time: &SimTime) -> Env {
     Env {
         clock: Arc::new(time.clone()),
-        random: Arc::new(SimRandom(Mutex::new(StdRng::seed_from_u64(seed)))),
+        random: Arc::new(SimRandom::new(seed)),
         disk: Arc::new(disk),
         network: Arc::new(NoNetwork),
         threads: Arc::new(InlineThreads),
@@ -112,6 +112,12 @@ impl Drop for Sleep {
 
 /// The same bytes for the same seed.
 pub struct SimRandom(Mutex<StdRng>);
+
+impl SimRandom {
+    pub fn new(seed: u64) -> Self {
+        Self(Mutex::new(StdRng::seed_from_u64(seed)))
+    }
+}
 
 impl Random for SimRandom {
     fn fill(&self, bytes: &mut [u8]) {

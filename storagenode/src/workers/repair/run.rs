@@ -150,12 +150,7 @@ impl Repair {
     }
 
     /// Copies what this node lacks of one group from one member.
-    async fn fetch_group(
-        &self,
-        map: &ClusterMap,
-        peer: &NodeInfo,
-        pg: PgId,
-    ) -> Result<(), PeerError> {
+    async fn fetch_group(&self, map: &ClusterMap, peer: &NodeInfo, pg: PgId) -> Result<(), PeerError> {
         let entries =
             self.writer.peers.inventory(peer, map.pg_bits, pg, MAX_INVENTORY, INVENTORY_LIMIT).await?;
         let theirs: Vec<Held> = entries.into_iter().filter_map(held_from_wire).collect();

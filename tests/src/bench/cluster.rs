@@ -1,0 +1,131 @@
+//! What is measured: four nodes in three zones on a three-member etcd, and volumes, which come and go with the cases.
+
+use std::{
+    cell::Cell,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use cairn_client::{Client, ClientConfig, CreateVolume, Pem, StatusResponse};
+
+use super::{CHUNK_BYTES, COPIES, blocking, report::Copies, usage::Meter};
+use crate::{
+    cairn::{CairnCluster, ClusterOptions},
+    etcd::EtcdCluster,
+    tools::Tools,
+};
+
+const ZONES: [&str; 4] = ["a", "a", "b", "c"];
+/// How many nodes there are.
+pub const NODES: u64 = ZONES.len() as u64;
+const SETTLED_WITHIN: Duration = Duration::from_secs(120);
+/// A node gives up on a copy after five seconds; then it is repair's business.
+const STRAGGLERS_WITHIN: Duration = Duration::from_secs(6);
+const EMPTY_WITHIN: Duration = Duration::from_secs(300);
+
+/// The running cluster.
+pub struct Bed {
+    /// Before etcd: it ends first.
+    cluster: CairnCluster,
+    pub meter: Meter,
+    _etcd: EtcdCluster,
+}
+
+pub async fn start_etcd(tools: Tools) -> Result<EtcdCluster> {
+    blocking(move || EtcdCluster::start(&tools, 3).context("etcd does not start")).await
+}
+
+impl Bed {
+    pub async fn start(etcd: EtcdCluster, folder: &Path) -> Result<Self> {
+        // As in production, but that deleted content goes at once: it would fill the disk.
+        let options = ClusterOptions::new(&ZONES, etcd.database_url("/bench"))
+            .with("LEASE_SECONDS", "10")
+            .with("REPAIR_SECONDS", "5")
+            .with("TICK_SECONDS", "1")
+            .with("COLLECT_AFTER_TICKS", "1");
+        let cluster = CairnCluster::start(options).await;
+        let nodes = (0..cluster.len()).map(|index| cluster.process(index).pid()).collect();
+        let meter = Meter::new(nodes, folder)?;
+        let bed = Self { cluster, meter, _etcd: etcd };
+        bed.wait_settled().await?;
+        Ok(bed)
+    }
+
+    /// A client with connections of its own to every node, set up for so many transfers at a time.
+    pub fn client(&self, streams: usize) -> Client {
+        let endpoints: Vec<_> = (0..self.cluster.len()).map(|index| self.cluster.grpc(index)).collect();
+        let ca = Pem::File(self.cluster.secrets().authority_certificate.clone());
+        let mut config = ClientConfig::new(endpoints, ca).with_token(self.cluster.token());
+        config.parallel_transfers = streams;
+        Client::connect(config).expect("a configuration that the cluster itself made")
+    }
+
+    pub async fn create_volume(&self, name: &str) -> Result<()> {
+        let volume = CreateVolume {
+            name: name.to_owned(),
+            copies: Some(COPIES as u32),
+            chunk_size_bytes: Some(CHUNK_BYTES as u32),
+        };
+        self.client(1).create_volume(volume).await.with_context(|| format!("volume {name}"))?;
+        Ok(())
+    }
+
+    /// Deletes a volume with its files, and waits until they have left every disk.
+    pub async fn remove_volume(&self, name: String) -> Result<()> {
+        self.client(1).delete_volume(&name, true).await.with_context(|| format!("volume {name}"))?;
+        // Their space is given back a little later: the next case is not to pay for that.
+        let used = Cell::new(None);
+        let empty = |status: &StatusResponse| {
+            let before = used.replace(Some(status.nodes.iter().map(|node| node.used_bytes).sum::<u64>()));
+            let gone = status.collecting == 0 && status.nodes.iter().all(|node| node.chunks == 0);
+            gone && before == used.get()
+        };
+        self.wait("deleted files to leave the disks", EMPTY_WITHIN, empty).await
+    }
+
+    /// Counts copies, just after `files` files of `file_bytes` were acknowledged: a majority of each chunk's are there.
+    pub async fn copies(&self, files: u64, file_bytes: u64) -> Result<Copies> {
+        let chunks = files * file_bytes.div_ceil(CHUNK_BYTES);
+        let client = self.client(1);
+        let begun = Instant::now();
+        let mut at_end = None;
+        loop {
+            let copies: u64 = client.status().await?.nodes.iter().map(|node| node.chunks).sum();
+            let at_end = *at_end.get_or_insert((copies as f64 / chunks as f64).min(COPIES as f64));
+            let all = copies >= COPIES * chunks;
+            if all || begun.elapsed() > STRAGGLERS_WITHIN {
+                return Ok(Copies { at_end, all_after_s: all.then(|| begun.elapsed().as_secs_f64()) });
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until every copy is where it should be.
+    pub async fn wait_settled(&self) -> Result<()> {
+        let settled = |status: &StatusResponse| {
+            status.placement_groups > 0 && status.settled == status.placement_groups
+        };
+        self.wait("every placement group to settle", SETTLED_WITHIN, settled).await
+    }
+
+    async fn wait(
+        &self,
+        what: &str,
+        limit: Duration,
+        wanted: impl Fn(&StatusResponse) -> bool,
+    ) -> Result<()> {
+        let client = self.client(1);
+        let begun = Instant::now();
+        loop {
+            let status = client.status().await?;
+            if wanted(&status) {
+                return Ok(());
+            }
+            if begun.elapsed() > limit {
+                bail!("waited {limit:?} for {what}; the cluster says {status:?}");
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
