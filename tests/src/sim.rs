@@ -1,6 +1,10 @@
-//! A simulated world for the seams of `cairn_node::env`: one seed, one thread, paused time.
-//!
-//! The code under test is the real one; only what it stands on is ours, and worse than any hardware: see [`disk`].
+//! Simulation: the real code on seams that lose, tear, reorder and forget, driven by one seed.
 
+pub mod cluster;
 pub mod disk;
 pub mod env;
+pub mod life;
+pub mod linear;
+pub mod meta;
+pub mod network;
+pub mod story;

@@ -156,6 +156,7 @@ impl Server {
         let serving = builder.serve_connection(TokioIo::new(accepted.stream), service);
         tokio::pin!(serving);
         let ended = tokio::select! {
+            biased;
             ended = serving.as_mut() => Some(ended),
             () = stop.cancelled() => None,
             () = self.idle(&activity) => None,

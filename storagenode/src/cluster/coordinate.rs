@@ -100,6 +100,7 @@ impl Coordinator {
         let term = Term { revision: result.revision };
         info!(node = self.options.node, revision = term.revision, "elected coordinator");
         tokio::select! {
+            biased;
             ended = self.hold(lease) => ended,
             ended = self.serve(&term) => ended,
         }

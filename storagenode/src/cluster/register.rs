@@ -212,6 +212,7 @@ pub async fn keep_alive(
             Err(error) => return lost(error.to_string()),
         }
         tokio::select! {
+            biased;
             () = env.clock.sleep(me.lease_ttl / 4) => {}
             () = stop.cancelled() => break,
         }
@@ -237,17 +238,30 @@ async fn renew_lease(
         process: me.process,
         version: env!("CARGO_PKG_VERSION").into(),
     };
-    let key = keys::node::key(&me.name);
-    let node = meta.get(&key).await?.ok_or(MetaError::Damaged("this node's record vanished".into()))?;
-    let current: NodeRecord = keys::from_json(&node)?;
-    if current.incarnation != me.incarnation || current.boot != me.boot {
-        return Err(RegisterError::NameTaken(me.name.clone()));
+    let (key, live_key) = (keys::node::key(&me.name), keys::node::live_key(&me.name));
+    for _ in 0..ATTEMPTS {
+        let reads = vec![Op::get(key.clone()), Op::get(live_key.clone())];
+        let read = meta.txn(Txn { compare: vec![], then: reads, otherwise: vec![] }).await?.reads;
+        let [Some(node), live] = &read[..] else {
+            return Err(MetaError::Damaged("this node's record vanished".into()).into());
+        };
+        let current: NodeRecord = keys::from_json(node)?;
+        if current.incarnation != me.incarnation || current.boot != me.boot {
+            return Err(RegisterError::NameTaken(me.name.clone()));
+        }
+        // An earlier attempt without an answer may still be on its way, with a lease that nobody renews. It compares what
+        // this one changes, so that it cannot take the place of this one.
+        let live_revision = live.as_ref().map_or(0, |entry| entry.mod_revision);
+        let compare = vec![
+            Compare::unchanged(key.clone(), node.mod_revision),
+            Compare::unchanged(live_key.clone(), live_revision),
+        ];
+        let put = Op::Put { key: live_key.clone(), value: keys::to_json(&record), lease: Some(lease) };
+        if meta.txn(Txn { compare, then: vec![put], otherwise: vec![] }).await?.succeeded {
+            return Ok(lease);
+        }
     }
-    let put =
-        Op::Put { key: keys::node::live_key(&me.name), value: keys::to_json(&record), lease: Some(lease) };
-    let txn =
-        Txn { compare: vec![Compare::unchanged(key, node.mod_revision)], then: vec![put], otherwise: vec![] };
-    if meta.txn(txn).await?.succeeded { Ok(lease) } else { Err(RegisterError::NameTaken(me.name.clone())) }
+    Err(MetaError::Unavailable("this node's live record keeps changing".into()).into())
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@
 //! * Blocks are counted, and run out.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -86,9 +86,9 @@ struct State {
     names: BTreeMap<PathBuf, Node>,
     durable_names: BTreeMap<PathBuf, Node>,
     name_changes: Vec<NameChange>,
-    inodes: HashMap<u64, Inode>,
+    inodes: BTreeMap<u64, Inode>,
     next_inode: u64,
-    locks: HashMap<u64, u64>,
+    locks: BTreeMap<u64, u64>,
     next_handle: u64,
     changes_until_power_cut: Option<u64>,
     power_is_off: bool,

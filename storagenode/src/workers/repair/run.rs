@@ -77,6 +77,7 @@ impl Repair {
                 let pause = if busy { BUSY_PAUSE } else { self.options.interval };
                 let nodes = liveness(&state);
                 tokio::select! {
+                    biased;
                     () = self.writer.env.clock.sleep(pause) => {}
                     // A node that comes or goes is looked at now, not at the end of the pause.
                     _ = self.writer.view.wait_for(|state| (liveness(state) != nodes).then_some(())) => {}

@@ -1,0 +1,228 @@
+//! Several whole nodes in one thread: the real code of `cairn-node` above TLS, on simulated disks, a simulated network, a
+//! store whose messages get lost, and a clock that jumps when nobody has anything to do.
+
+use std::{io::IoSlice, path::Path, sync::Arc, time::Duration};
+
+use cairn_node::{
+    api,
+    chunks::Kek,
+    env::{BoxFuture, Clock, Disk, Env, OpenMode, Protocol},
+    files::SharedFiles,
+    meta::{SharedMeta, embedded::EmbeddedStore},
+    node::{Budgets, NodeOptions, RunningNode, ServeError, ServeOptions, Timings, serve},
+};
+use parking_lot::Mutex;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use tokio::{runtime::Runtime, time::Instant};
+
+use super::{
+    disk::SimDisk,
+    env::{InlineThreads, NoNetwork, SimRandom},
+    life::{Life, LifeClock, LifeThreads},
+    meta::MetaFaults,
+    network::SimNet,
+};
+
+/// 2026-01-01, so that dates look like dates.
+const UNIX_START_MS: i64 = 1_767_225_600_000;
+const TOKENS: &str = "/tokens";
+
+/// A runtime in which time jumps to the next sleeper when nothing can run.
+pub fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime without sockets needs nothing from the system")
+}
+
+/// The runtime's paused time.
+pub struct PausedClock(Instant);
+
+impl PausedClock {
+    /// Must be made inside the runtime.
+    pub fn start() -> Arc<dyn Clock> {
+        Arc::new(Self(Instant::now()))
+    }
+}
+
+impl Clock for PausedClock {
+    fn monotonic(&self) -> Duration {
+        Instant::now() - self.0
+    }
+
+    fn unix_ms(&self) -> i64 {
+        UNIX_START_MS + self.monotonic().as_millis() as i64
+    }
+
+    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(tokio::time::sleep(duration))
+    }
+}
+
+struct SimNode {
+    name: String,
+    zone: String,
+    disk: SimDisk,
+    boots: u64,
+    running: Option<(Life, RunningNode)>,
+}
+
+/// The cluster. Must be made and used inside [`runtime`].
+pub struct SimCluster {
+    pub clock: Arc<dyn Clock>,
+    pub net: SimNet,
+    pub faults: MetaFaults,
+    seed: u64,
+    random: StdRng,
+    store: SharedMeta,
+    kek: Arc<Kek>,
+    nodes: Vec<SimNode>,
+}
+
+impl SimCluster {
+    /// Starts a store and a node in each of `zones`.
+    pub async fn start(seed: u64, zones: &[&str]) -> Self {
+        let clock = PausedClock::start();
+        let store_env = Env {
+            clock: clock.clone(),
+            random: Arc::new(SimRandom::new(seed)),
+            disk: Arc::new(SimDisk::new(256 << 20)),
+            network: Arc::new(NoNetwork),
+            threads: Arc::new(InlineThreads),
+        };
+        let store =
+            EmbeddedStore::open(store_env, Path::new("/meta")).await.expect("an empty disk takes a store");
+        let node = |(index, zone): (usize, &&str)| SimNode {
+            name: format!("n{}", index + 1),
+            zone: (*zone).to_owned(),
+            disk: SimDisk::new(512 << 20),
+            boots: 0,
+            running: None,
+        };
+        let mut cluster = Self {
+            net: SimNet::new(seed, clock.clone()),
+            faults: MetaFaults::new(seed, clock.clone()),
+            clock,
+            seed,
+            random: StdRng::seed_from_u64(seed),
+            store: Arc::new(store),
+            kek: Arc::new(Kek::from_bytes([9; 32])),
+            nodes: zones.iter().enumerate().map(node).collect(),
+        };
+        // One after the other would wait for the others' places on the map.
+        for index in 0..zones.len() {
+            cluster.boot(index).await.expect("a fresh node starts");
+        }
+        cluster
+    }
+
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    pub fn name(&self, index: usize) -> &str {
+        &self.nodes[index].name
+    }
+
+    pub fn is_running(&self, index: usize) -> bool {
+        self.nodes[index].running.is_some()
+    }
+
+    pub fn node(&self, index: usize) -> Option<&RunningNode> {
+        self.nodes[index].running.as_ref().map(|(_, node)| node)
+    }
+
+    /// The gateway of a node that runs.
+    pub fn files(&self, index: usize) -> Option<SharedFiles> {
+        self.node(index).map(RunningNode::files)
+    }
+
+    pub fn disk(&self, index: usize) -> &SimDisk {
+        &self.nodes[index].disk
+    }
+
+    /// Starts a node that does not run.
+    pub async fn boot(&mut self, index: usize) -> Result<(), ServeError> {
+        let nodes = self.nodes.len();
+        let node = &mut self.nodes[index];
+        assert!(node.running.is_none(), "{} runs", node.name);
+        node.boots += 1;
+        let life = Life::default();
+        let seed = self.seed ^ (index as u64 + 1) << 32 ^ node.boots << 48;
+        let delays = Mutex::new(StdRng::seed_from_u64(seed));
+        let threads = LifeThreads {
+            clock: self.clock.clone(),
+            life: life.clone(),
+            delay: Box::new(move || Duration::from_micros(delays.lock().random_range(0..2_500))),
+        };
+        let env = Env {
+            clock: Arc::new(LifeClock { clock: self.clock.clone(), life: life.clone() }),
+            random: Arc::new(SimRandom::new(seed)),
+            disk: Arc::new(node.disk.clone()),
+            network: self.net.of(&node.name, &life),
+            threads: Arc::new(threads),
+        };
+        write_tokens(&node.disk);
+        let listen = async |protocol| env.network.listen("", protocol).await.expect("a simulated port");
+        let (grpc, http) = (listen(Protocol::Grpc).await, listen(Protocol::Http).await);
+        let options = NodeOptions {
+            cluster: "sim".into(),
+            name: node.name.clone(),
+            zone: node.zone.clone(),
+            folder: "/data".into(),
+            advertise: grpc.address(),
+            capacity_bytes: None,
+            kek: self.kek.clone(),
+            expected_nodes: nodes,
+            timings: Timings { tick: Duration::from_secs(5), ..Timings::default() },
+            budgets: Budgets { gateway_bytes: 4 << 20, member_bytes: 4 << 20 },
+        };
+        let serving = ServeOptions { grpc, http, tokens: TOKENS.into(), limits: api::Limits::default() };
+        let meta = self.faults.of(self.store.clone(), &life);
+        let running = serve(env, options, meta, serving).await?;
+        self.nodes[index].running = Some((life, running));
+        Ok(())
+    }
+
+    /// `kill -9`: what was written stays in the disk's cache.
+    pub fn kill(&mut self, index: usize) {
+        if self.end(index) {
+            self.nodes[index].disk.kill();
+        }
+    }
+
+    /// Cuts the machine's power: of what was not synced, anything may be lost.
+    pub fn cut_power(&mut self, index: usize) {
+        if self.end(index) {
+            self.nodes[index].disk.crash(&mut self.random);
+        }
+    }
+
+    /// Replaces the disk of a node that does not run by an empty one.
+    pub fn lose_disk(&mut self, index: usize) {
+        assert!(!self.is_running(index));
+        self.nodes[index].disk = SimDisk::new(512 << 20);
+    }
+
+    fn end(&mut self, index: usize) -> bool {
+        let Some((life, node)) = self.nodes[index].running.take() else { return false };
+        life.end();
+        // Its tasks stay, and get no answers any more; see `life`.
+        std::mem::forget(node);
+        true
+    }
+}
+
+/// Nodes want to know who may come in; nobody does here.
+fn write_tokens(disk: &SimDisk) {
+    let path = Path::new(TOKENS);
+    let line = cairn_node::secrets::token_line("sim", "a token of the simulation");
+    let _ = disk.remove(path);
+    let file = disk.open(path, OpenMode::CreateNew).expect("room for the tokens");
+    file.write_at(&[IoSlice::new(line.as_bytes())], 0).expect("room for the tokens");
+}

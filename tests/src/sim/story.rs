@@ -1,0 +1,439 @@
+//! One history of a simulated cluster: clients that put, create, get, list and delete a few files through whichever node
+//! they find, while nodes die, disks forget, networks fall silent and the store's messages get lost. At the end everything
+//! is healed, everything is read through every node, and what all clients were told must have an order.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use cairn_node::{
+    api::ports::Cluster as _,
+    env::Clock,
+    files::{
+        Condition, CopyState, FileError, FilePath, ListSpec, RangeSpec, SharedFiles, UploadSpec, VolumeName,
+    },
+};
+use futures::{StreamExt, stream};
+use parking_lot::Mutex;
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+
+use super::{
+    cluster::{SimCluster, runtime},
+    linear::{self, Act, Operation, Value},
+    meta::Odds,
+};
+
+const ZONES: [&str; 3] = ["a", "b", "c"];
+const CLIENTS: u64 = 4;
+const ACTS: usize = 14;
+const PATHS: [&str; 4] = ["a", "a/b", "c", "d"];
+const DISASTERS: usize = 7;
+/// A client waits no longer for one answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Everything must be whole again so long after everything was healed.
+const HEALED_WITHIN: Duration = Duration::from_secs(1_800);
+const CHUNK_BYTES: u32 = 64 << 10;
+
+/// What went wrong, and what led to it.
+pub struct Failure {
+    pub seed: u64,
+    pub why: String,
+    pub log: Vec<String>,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "seed {}: {}\n{}", self.seed, self.why, self.log.join("\n"))
+    }
+}
+
+/// Plays the history of one seed; its log.
+pub fn play(seed: u64) -> Result<Vec<String>, Failure> {
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let runtime = runtime();
+    let ended = runtime.block_on(async {
+        let mut story = Story::begin(seed, log.clone()).await;
+        story.middle().await;
+        story.end().await
+    });
+    drop(runtime);
+    let log = log.lock().clone();
+    ended.map(|()| log.clone()).map_err(|why| Failure { seed, why, log })
+}
+
+/// What all parts of a story share.
+#[derive(Clone)]
+struct Stage {
+    clock: Arc<dyn Clock>,
+    /// The gateways that are there now.
+    doors: Arc<Mutex<Vec<Option<SharedFiles>>>>,
+    seen: Arc<Mutex<Seen>>,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+#[derive(Default)]
+struct Seen {
+    operations: BTreeMap<&'static str, Vec<Operation>>,
+    /// Which operation wrote a content.
+    values: HashMap<[u8; 32], Value>,
+    next_value: Value,
+}
+
+impl Stage {
+    fn note(&self, what: impl fmt::Display) {
+        let now = self.clock.monotonic();
+        self.log.lock().push(format!("{:>11.4} {what}", now.as_secs_f64()));
+    }
+
+    /// A new content, and its number.
+    fn content(&self, random: &mut StdRng) -> (Value, Bytes) {
+        let lengths = [8usize, 100, 4_096, 65_536, 65_537, 150_000];
+        let mut bytes = vec![0; *lengths.choose(random).expect("not empty")];
+        random.fill(&mut bytes[..]);
+        let mut seen = self.seen.lock();
+        seen.next_value += 1;
+        let value = seen.next_value;
+        bytes[..8].copy_from_slice(&value.to_le_bytes());
+        seen.values.insert(*blake3::hash(&bytes).as_bytes(), value);
+        (value, bytes.into())
+    }
+
+    fn record(&self, path: &'static str, called: Duration, answered: bool, act: Act) {
+        let answered = answered.then(|| self.clock.monotonic());
+        self.seen.lock().operations.entry(path).or_default().push(Operation { called, answered, act });
+    }
+
+    async fn patiently<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            result = work => Some(result),
+            () = self.clock.sleep(PATIENCE) => None,
+        }
+    }
+}
+
+fn volume() -> VolumeName {
+    VolumeName::parse("files").expect("a name")
+}
+
+fn file_path(path: &str) -> FilePath {
+    FilePath::parse(path).expect("a path")
+}
+
+/// Whether a refusal leaves open what has happened.
+fn is_open(error: &FileError) -> bool {
+    matches!(error, FileError::CommitUnknown(_) | FileError::DeadlineExceeded)
+}
+
+struct Client {
+    stage: Stage,
+    name: u64,
+    random: StdRng,
+}
+
+impl Client {
+    async fn run(mut self) {
+        for _ in 0..ACTS {
+            let pause = Duration::from_millis(self.random.random_range(0..4_000));
+            self.stage.clock.sleep(pause).await;
+            let path = PATHS.choose(&mut self.random).expect("not empty");
+            let node = self.random.random_range(0..ZONES.len());
+            let door = self.stage.doors.lock()[node].clone();
+            let Some(files) = door else { continue };
+            let what = match self.random.random_range(0..10) {
+                0..3 => self.put(&files, path, Condition::Always).await,
+                3 => self.put(&files, path, Condition::IfAbsent).await,
+                4 => self.delete(&files, path).await,
+                5 => self.list(&files).await,
+                6 => self.stat(&files, path).await,
+                _ => self.get(&files, path).await,
+            };
+            self.stage.note(format_args!("client {} at n{}: {path}: {what}", self.name, node + 1));
+        }
+    }
+
+    async fn put(&mut self, files: &SharedFiles, path: &'static str, condition: Condition) -> String {
+        let (value, bytes) = self.stage.content(&mut self.random);
+        let act = if condition == Condition::IfAbsent { Act::Create(value) } else { Act::Put(value) };
+        let spec = UploadSpec {
+            volume: volume(),
+            path: file_path(path),
+            size_bytes: Some(bytes.len() as u64),
+            blake3: None,
+            condition,
+            content_type: String::new(),
+        };
+        let pieces: Vec<_> = bytes.chunks(20_000).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
+        let called = self.stage.clock.monotonic();
+        let answer = self.stage.patiently(files.upload(spec, stream::iter(pieces).boxed())).await;
+        match &answer {
+            Some(Ok(_)) => self.stage.record(path, called, true, act),
+            Some(Err(FileError::PreconditionFailed(_))) => {
+                self.stage.record(path, called, true, Act::CreateRefused);
+            }
+            Some(Err(error)) if !is_open(error) => {}
+            _ => self.stage.record(path, called, false, act),
+        }
+        format!("{act:?} of {} bytes: {}", bytes.len(), told(answer.map(|a| a.map(|_| "done".into()))))
+    }
+
+    async fn delete(&mut self, files: &SharedFiles, path: &'static str) -> String {
+        let called = self.stage.clock.monotonic();
+        let answer = self.stage.patiently(files.delete(&volume(), &file_path(path), Condition::Always)).await;
+        match &answer {
+            Some(Ok(_)) => self.stage.record(path, called, true, Act::Delete),
+            Some(Err(FileError::FileNotFound { .. })) => {
+                self.stage.record(path, called, true, Act::DeleteRefused);
+            }
+            Some(Err(error)) if !is_open(error) => {}
+            _ => self.stage.record(path, called, false, Act::Delete),
+        }
+        format!("Delete: {}", told(answer.map(|a| a.map(|_| "done".into()))))
+    }
+
+    async fn stat(&mut self, files: &SharedFiles, path: &'static str) -> String {
+        let called = self.stage.clock.monotonic();
+        let answer = self.stage.patiently(files.stat(&volume(), &file_path(path))).await;
+        let seen = match &answer {
+            Some(Ok(file)) => Some(self.stage.seen.lock().values.get(&file.blake3).copied()),
+            Some(Err(FileError::FileNotFound { .. })) => Some(None),
+            _ => None,
+        };
+        if let Some(seen) = seen {
+            self.stage.record(path, called, true, Act::Read(seen));
+        }
+        format!("Stat: {}", told(answer.map(|a| a.map(|_| format!("{seen:?}")))))
+    }
+
+    async fn get(&mut self, files: &SharedFiles, path: &'static str) -> String {
+        let called = self.stage.clock.monotonic();
+        let answer = self.stage.patiently(read(files, path)).await;
+        let seen = match &answer {
+            // Content that nobody wrote is a value that no operation explains.
+            Some(Ok(bytes)) => {
+                let digest = *blake3::hash(bytes).as_bytes();
+                Some(Some(self.stage.seen.lock().values.get(&digest).copied().unwrap_or(Value::MAX)))
+            }
+            Some(Err(FileError::FileNotFound { .. })) => Some(None),
+            _ => None,
+        };
+        if let Some(seen) = seen {
+            self.stage.record(path, called, true, Act::Read(seen));
+        }
+        format!("Get: {}", told(answer.map(|a| a.map(|_| format!("{seen:?}")))))
+    }
+
+    async fn list(&mut self, files: &SharedFiles) -> String {
+        let called = self.stage.clock.monotonic();
+        let spec = ListSpec { limit: 100, ..ListSpec::default() };
+        let answer = self.stage.patiently(files.list(&volume(), spec)).await;
+        if let Some(Ok(listing)) = &answer {
+            for path in PATHS {
+                let there = listing.files.iter().any(|file| file.path.as_str() == path);
+                self.stage.record(path, called, true, Act::Listed(there));
+            }
+        }
+        format!("List: {}", told(answer.map(|a| a.map(|listing| format!("{} files", listing.files.len())))))
+    }
+}
+
+fn told(answer: Option<Result<String, FileError>>) -> String {
+    match answer {
+        Some(Ok(what)) => what,
+        Some(Err(error)) => format!("refused: {error}"),
+        None => "no answer".into(),
+    }
+}
+
+async fn read(files: &SharedFiles, path: &str) -> Result<Vec<u8>, FileError> {
+    let mut download = files.download(&volume(), &file_path(path), RangeSpec::All, None).await?;
+    let mut bytes = Vec::new();
+    while let Some(piece) = download.content.next().await {
+        bytes.extend_from_slice(&piece?);
+    }
+    match bytes.len() as u64 == download.length {
+        true => Ok(bytes),
+        false => Err(FileError::Internal(format!("{} bytes of {}", bytes.len(), download.length))),
+    }
+}
+
+struct Story {
+    cluster: SimCluster,
+    stage: Stage,
+    random: StdRng,
+    seed: u64,
+    lost_a_disk: bool,
+}
+
+impl Story {
+    async fn begin(seed: u64, log: Arc<Mutex<Vec<String>>>) -> Self {
+        let cluster = SimCluster::start(seed, &ZONES).await;
+        let stage = Stage { clock: cluster.clock.clone(), doors: Arc::default(), seen: Arc::default(), log };
+        let story = Self { cluster, stage, random: StdRng::seed_from_u64(!seed), seed, lost_a_disk: false };
+        story.open_doors();
+        let files = story.cluster.files(0).expect("n1 runs");
+        loop {
+            match files.create_volume(&volume(), 3, CHUNK_BYTES).await {
+                Ok(_) => break,
+                Err(error) => story.stage.note(format_args!("no volume yet: {error}")),
+            }
+            story.stage.clock.sleep(Duration::from_millis(200)).await;
+        }
+        story
+    }
+
+    fn open_doors(&self) {
+        *self.stage.doors.lock() = (0..self.cluster.len()).map(|index| self.cluster.files(index)).collect();
+    }
+
+    /// Clients and disasters, until the clients have done what they came for.
+    async fn middle(&mut self) {
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|name| {
+                let random = StdRng::seed_from_u64(self.seed.wrapping_mul(31).wrapping_add(name + 1));
+                tokio::spawn(Client { stage: self.stage.clone(), name, random }.run())
+            })
+            .collect();
+        for _ in 0..DISASTERS {
+            let pause = Duration::from_millis(self.random.random_range(0..7_000));
+            self.stage.clock.sleep(pause).await;
+            self.disaster().await;
+        }
+        for client in clients {
+            client.await.expect("a client does not panic");
+        }
+    }
+
+    async fn disaster(&mut self) {
+        let index = self.random.random_range(0..self.cluster.len());
+        let name = self.cluster.name(index).to_owned();
+        let lasts = Duration::from_millis(self.random.random_range(1..25_000));
+        match self.random.random_range(0..10) {
+            0..4 if self.cluster.is_running(index) => {
+                let power = self.random.random_bool(0.6);
+                self.stage
+                    .note(format_args!("{name} {}", if power { "loses its power" } else { "is killed" }));
+                match power {
+                    true => self.cluster.cut_power(index),
+                    false => self.cluster.kill(index),
+                }
+                if !self.lost_a_disk && self.random.random_bool(0.15) {
+                    self.stage.note(format_args!("{name} loses its disk"));
+                    self.cluster.lose_disk(index);
+                    self.lost_a_disk = true;
+                }
+                self.open_doors();
+            }
+            0..5 if !self.cluster.is_running(index) => self.boot(index).await,
+            5 => {
+                let other = self.cluster.name((index + 1) % self.cluster.len()).to_owned();
+                self.stage.note(format_args!("{name} and {other} do not hear each other"));
+                self.cluster.net.cut(&name, &other);
+                let (net, clock) = (self.cluster.net.clone(), self.stage.clock.clone());
+                tokio::spawn(async move {
+                    clock.sleep(lasts).await;
+                    net.heal();
+                });
+            }
+            kind => {
+                let odds = match kind {
+                    6 => Odds { away: true, ..Odds::default() },
+                    _ => Odds { lost_request: 60, lost_answer: 60, late_request: 40, away: false },
+                };
+                self.stage.note(format_args!("the store for {lasts:?}: {odds:?}"));
+                self.cluster.faults.set(odds);
+                let (faults, clock) = (self.cluster.faults.clone(), self.stage.clock.clone());
+                tokio::spawn(async move {
+                    clock.sleep(lasts).await;
+                    faults.set(Odds::default());
+                });
+            }
+        }
+    }
+
+    async fn boot(&mut self, index: usize) {
+        let name = self.cluster.name(index).to_owned();
+        match self.cluster.boot(index).await {
+            Ok(()) => self.stage.note(format_args!("{name} is back")),
+            Err(error) => self.stage.note(format_args!("{name} does not start: {error}")),
+        }
+        self.open_doors();
+    }
+
+    /// Heals everything; then everything must be there, through every node, on every disk.
+    async fn end(&mut self) -> Result<(), String> {
+        self.stage.note("everything is healed");
+        self.cluster.net.heal();
+        self.cluster.faults.set(Odds::default());
+        for _ in 0..20 {
+            for index in 0..self.cluster.len() {
+                if !self.cluster.is_running(index) {
+                    self.boot(index).await;
+                }
+            }
+        }
+        self.settle().await?;
+        // Requests that were late have arrived: what they did is part of the history.
+        self.stage.clock.sleep(Duration::from_secs(60)).await;
+        for index in 0..self.cluster.len() {
+            let files = self.cluster.files(index).ok_or_else(|| format!("n{} does not start", index + 1))?;
+            for path in PATHS {
+                self.must_be_whole(&files, path).await?;
+            }
+        }
+        let seen = self.stage.seen.lock();
+        for (path, operations) in &seen.operations {
+            linear::check(operations).map_err(|error| format!("{path:?} has no order:\n{error}"))?;
+        }
+        Ok(())
+    }
+
+    async fn settle(&self) -> Result<(), String> {
+        let healed = self.stage.clock.monotonic();
+        let mut last = String::new();
+        while self.stage.clock.monotonic() < healed + HEALED_WITHIN {
+            if let Some(node) = self.cluster.node(0) {
+                match node.node().cluster.status().await {
+                    Ok(status)
+                        if status.placement_groups > 0
+                            && status.settled == status.placement_groups
+                            && status.collecting == 0 =>
+                    {
+                        self.stage.note("settled");
+                        return Ok(());
+                    }
+                    other => last = format!("{other:?}"),
+                }
+            }
+            self.stage.clock.sleep(Duration::from_secs(1)).await;
+        }
+        Err(format!("not settled {HEALED_WITHIN:?} after everything was healed: {last}"))
+    }
+
+    async fn must_be_whole(&self, files: &SharedFiles, path: &'static str) -> Result<(), String> {
+        let called = self.stage.clock.monotonic();
+        let seen = match read(files, path).await {
+            Ok(bytes) => {
+                let digest = *blake3::hash(&bytes).as_bytes();
+                Some(self.stage.seen.lock().values.get(&digest).copied().unwrap_or(Value::MAX))
+            }
+            Err(FileError::FileNotFound { .. }) => None,
+            Err(error) => return Err(format!("{path:?} cannot be read: {error}")),
+        };
+        self.stage.note(format_args!("at last {path}: {seen:?}"));
+        self.stage.record(path, called, true, Act::Read(seen));
+        if seen.is_some() {
+            let (_, chunks) = files.locate(&volume(), &file_path(path)).await.map_err(|e| e.to_string())?;
+            let missing =
+                chunks.iter().flat_map(|chunk| &chunk.copies).any(|(_, copy)| *copy != CopyState::Present);
+            if missing {
+                return Err(format!("{path:?} is settled, but copies are missing: {chunks:?}"));
+            }
+        }
+        Ok(())
+    }
+}
