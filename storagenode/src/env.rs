@@ -33,10 +33,11 @@ pub struct Env {
 }
 
 impl Env {
-    /// Runs blocking work off the event loop and gives its result.
+    /// Runs blocking work off the event loop and gives its result. Never ends if the work was dropped undone: only a runtime
+    /// that is being dropped does that, and whoever waits here goes with it.
     ///
     /// # Panics
-    /// If the work panics, or the runtime is being dropped.
+    /// If the work panics.
     pub async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let (sender, receiver) = tokio::sync::oneshot::channel();
         self.threads
@@ -44,7 +45,10 @@ impl Env {
                 let _ = sender.send(work());
             }))
             .await;
-        receiver.await.expect("blocking work ends with a result")
+        match receiver.await {
+            Ok(result) => result,
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// Gives the future's result, or `None` once `limit` has passed.

@@ -176,7 +176,7 @@ pub enum FileError {
     OutOfSpace(String),
     #[error("no copy of chunk {index} of {path:?} can be reached")]
     ChunkUnavailable { path: String, index: u32 },
-    #[error("every copy of chunk {index} of {path:?} is damaged")]
+    #[error("every copy of chunk {index} of {path:?} is damaged or lost")]
     DataCorrupt { path: String, index: u32 },
     #[error("this node is not ready: {0}")]
     NotReady(String),

@@ -344,3 +344,32 @@ fn a_changed_pool_or_volume_is_refused_and_what_is_installed_stays() {
     assert_eq!(volumes.len(), 1, "manifests never delete");
     running.stop();
 }
+
+/// A new key would look like a fresh start, and nothing could be read ever again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_key_is_not_made_anew_and_a_wrong_one_is_named() {
+    let place = Place::new();
+    let (cluster, volume) = (place.write("cluster.yaml", CLUSTER), place.write("volume.yaml", VOLUME));
+    let manifests = [&*cluster, &*volume];
+    let running = place.start(&manifests);
+    put(&running.client(), "kept", 100_000).await;
+    running.stop();
+    let kek = place.path("data").join("secrets/kek");
+    let right = std::fs::read(&kek).unwrap();
+    std::fs::remove_file(&kek).unwrap();
+    let (code, said) = place.refused(&manifests);
+    assert!(code != 0 && said.contains("kek is gone"), "{code}: {said}");
+    assert!(!kek.exists(), "a new key was made");
+    std::fs::write(&kek, blake3::hash(b"another key").as_bytes()).unwrap();
+    for _ in 0..5 {
+        let (code, said) = place.refused(&manifests);
+        assert!(
+            code != 0 && said.contains("give it that KEK file") && !said.contains("panicked"),
+            "{code}: {said}"
+        );
+    }
+    std::fs::write(&kek, right).unwrap();
+    let running = place.start(&manifests);
+    check(&running.client(), "kept", 100_000).await;
+    running.stop();
+}

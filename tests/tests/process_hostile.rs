@@ -11,7 +11,8 @@ use cairn_tests::{
     cairn::{CairnCluster, ClusterOptions},
     etcd::EtcdCluster,
     files::{VOLUME, content, get, make_volume, must_read, put},
-    process::{Spec, poll, tail},
+    process::{Spec, poll, run, tail},
+    programs,
     tools::{Need, require},
 };
 use futures::{StreamExt, stream};
@@ -273,4 +274,54 @@ async fn write_until_it_fails(client: Client, from: u64, done: Done) {
             _ => return,
         }
     }
+}
+
+/// Uploads that are refused while they are still being sent: what people read is the reason, not a broken stream.
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_uploads_can_be_read_by_curl_and_names_that_are_not_utf8_by_people() {
+    let Ok(tools) = require(&[Need::Etcd, Need::System("curl")]) else { return };
+    let etcd = EtcdCluster::start(&tools, 3).expect("etcd starts");
+    let cluster = cluster(&etcd, "/t").await;
+    let shell = |line: String| {
+        let spec = Spec::new("sh", "/bin/sh").args(["-c", &line]).folder(cluster.folder());
+        run(spec, None, Duration::from_secs(60)).expect("a shell runs")
+    };
+    std::fs::write(cluster.folder().join("small"), "abc").unwrap();
+    std::fs::write(cluster.folder().join("large"), content(1, 20 * MIB)).unwrap();
+    let ca = cluster.secrets().authority_certificate.display().to_string();
+    let curl = format!("curl -sS --cacert '{ca}' -H 'authorization: Bearer {}'", cluster.token());
+    let url = format!("{}/v1/volumes", cluster.https(0));
+    for (file, target, headers, code) in [
+        ("small", "nope/files/x", "", "VOLUME_NOT_FOUND"),
+        ("large", "nope/files/x", "", "VOLUME_NOT_FOUND"),
+        ("small", "files/files/x", "-H 'x-cairn-blake3: nonsense'", "INVALID_ARGUMENT"),
+        (
+            "large",
+            "files/files/x",
+            "-H 'if-match: \"00000000000000000000000000000001\"'",
+            "PRECONDITION_FAILED",
+        ),
+    ] {
+        for _ in 0..8 {
+            let output = shell(format!("{curl} {headers} -T {file} {url}/{target}"));
+            assert!(
+                output.success && output.stdout.contains(code),
+                "{file}: {}{}",
+                output.stdout,
+                output.stderr
+            );
+        }
+    }
+    let cairn = programs::built("cairn").display().to_string();
+    let (endpoint, token) = (cluster.grpc(0), cluster.token());
+    let line = format!(
+        "name=$(printf 'files/\\377'); CAIRN_ENDPOINT='https://{endpoint}' CAIRN_CA_FILE='{ca}' CAIRN_TOKEN={token} '{cairn}' put small \"$name\"; echo code=$?"
+    );
+    let output = shell(line);
+    assert!(
+        output.stdout.contains("code=2") && output.stderr.contains("UTF-8"),
+        "{}{}",
+        output.stdout,
+        output.stderr
+    );
 }

@@ -68,7 +68,7 @@ fn not_a_command(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return Exit::Ok.into();
     }
-    let typed: Vec<_> = std::env::args().collect();
+    let typed: Vec<_> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
     let asked_for_json = typed.iter().any(|word| word == "--output=json" || word == "-ojson")
         || typed.windows(2).any(|pair| matches!(pair[0].as_str(), "-o" | "--output") && pair[1] == "json");
     if !asked_for_json {

@@ -22,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Recovery reads what was written last before the node serves.
 const START_LIMIT: Duration = Duration::from_secs(300);
+/// For a node that does not start to say why.
+const REASON_LIMIT: Duration = Duration::from_secs(5);
 /// For requests that are open.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 /// For requests, the lease, and the disk.
@@ -113,13 +115,17 @@ impl NodeHost {
             }
             let _ = done_sender.send(());
         });
-        let new = Running { runtime: Some(runtime), stop, done };
+        let mut new = Running { runtime: Some(runtime), stop, done };
         let problem = match tokio::time::timeout(START_LIMIT, started).await {
             Ok(Ok(())) => {
                 *running = Some(new);
                 return Ok(());
             }
-            Ok(Err(_)) => self.ended.borrow().as_ref().map(|error| error.problem.clone()),
+            Ok(Err(_)) => {
+                // It says why a moment after it has given up starting.
+                let _ = tokio::time::timeout(REASON_LIMIT, &mut new.done).await;
+                self.ended.borrow().as_ref().map(|error| error.problem.clone())
+            }
             Err(_) => Some(format!("it has not started within {} s", START_LIMIT.as_secs())),
         };
         new.cut().await;

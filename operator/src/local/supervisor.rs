@@ -38,6 +38,12 @@ pub enum SupervisorError {
     Secrets(#[from] SecretsError),
     #[error("{path}: {error}; it seals every volume's key: restore it from a backup", path = path.display())]
     Kek { path: PathBuf, error: KekError },
+    #[error(
+        "{kek} is gone, and nothing that is stored can be read without it: put it back from a backup, or begin anew with \
+         another data folder",
+        kek = kek.display()
+    )]
+    KekLost { kek: PathBuf },
     #[error("{path}: {error}", path = path.display())]
     Read { path: PathBuf, error: io::Error },
     #[error(transparent)]
@@ -75,6 +81,12 @@ impl Supervisor {
         let (cluster, host) = (&planned.cluster, planned.host.to_string());
         let (clock, random) =
             (cairn_node::env::real::RealClock::default(), cairn_node::env::real::RealRandom);
+        let kek = SecretFiles::in_folder(&folder.secrets()).kek;
+        // The folder alone is made before; what is in it has been written with the key at hand.
+        let has_metadata = std::fs::read_dir(folder.metadata()).is_ok_and(|mut files| files.next().is_some());
+        if !kek.exists() && has_metadata {
+            return Err(SupervisorError::KekLost { kek });
+        }
         let made = secrets::init(&folder.secrets(), &cluster.name, &[host], &clock, &random)?;
         if !made.new.is_empty() {
             tracing::info!(folder = %folder.secrets().display(), "made keys, certificates and a client's token");

@@ -122,7 +122,13 @@ impl Gateway {
                     Err(error) => vec![Err(error)],
                 })
             });
-        Ok(Download { file, offset: bytes.start, length, content: content.boxed() })
+        let mut content = content.boxed();
+        // What cannot be read is refused as long as it can be, not broken off in the middle.
+        let content = match content.next().await.transpose()? {
+            Some(first) => stream::once(std::future::ready(Ok(first))).chain(content).boxed(),
+            None => content,
+        };
+        Ok(Download { file, offset: bytes.start, length, content })
     }
 }
 
@@ -134,8 +140,9 @@ impl Source {
         read.map_err(|error| {
             let (path, index) = (self.path.to_string(), piece.id.index);
             match error {
-                FetchError::Unavailable | FetchError::Missing => FileError::ChunkUnavailable { path, index },
-                FetchError::Corrupt => FileError::DataCorrupt { path, index },
+                FetchError::Unavailable => FileError::ChunkUnavailable { path, index },
+                // A damaged copy is thrown away when it is found, so the next reader finds none.
+                FetchError::Corrupt | FetchError::Missing => FileError::DataCorrupt { path, index },
             }
         })
     }

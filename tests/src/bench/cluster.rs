@@ -52,6 +52,15 @@ impl Bed {
         Ok(bed)
     }
 
+    /// Stops every node in order and starts it again.
+    pub async fn restart_nodes(&mut self, folder: &Path) -> Result<()> {
+        (0..self.cluster.len()).for_each(|index| self.cluster.stop(index));
+        (0..self.cluster.len()).for_each(|index| self.cluster.restart(index));
+        let nodes = (0..self.cluster.len()).map(|index| self.cluster.process(index).pid()).collect();
+        self.meter = Meter::new(nodes, folder)?;
+        self.wait_settled().await
+    }
+
     /// A client with connections of its own to every node, set up for so many transfers at a time.
     pub fn client(&self, streams: usize) -> Client {
         let endpoints: Vec<_> = (0..self.cluster.len()).map(|index| self.cluster.grpc(index)).collect();

@@ -114,9 +114,13 @@ pub async fn run(
     let etcd = cluster::start_etcd(tools).await?;
     ceilings.etcd = ceilings::etcd(&etcd, &options.streams, limit).await?;
     say("start four nodes in three zones");
-    let bed = Bed::start(etcd, &folder).await?;
+    let mut bed = Bed::start(etcd, &folder).await?;
     let mut cases = Vec::new();
-    for size in &options.files {
+    for (number, size) in options.files.iter().enumerate() {
+        if number > 0 {
+            say("start the nodes anew: what they kept of the other files' memory is not to count");
+            bed.restart_nodes(&folder).await?;
+        }
         measure_size(&options, *size, &bed, &mut cases, say).await?;
     }
     Ok(Report::new(options, machine, ceilings, cases))
