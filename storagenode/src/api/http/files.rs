@@ -71,8 +71,11 @@ pub(super) async fn put(State(shell): State<SharedShell>, request: Request) -> A
     let size_bytes = body.size_hint().exact();
     let held = Held(Arc::new(Mutex::new(body.into_data_stream())));
     let answer = put_content(&shell, &parts, size_bytes, &held).await;
-    if answer.is_err() {
-        tokio::spawn(held.drain(shell.env.clone()));
+    if let Err(refusal) = &answer
+        && !matches!(refusal.code, ErrorCode::UploadIncomplete | ErrorCode::DeadlineExceeded)
+    {
+        // Before the answer: some senders, told early, end their stream short of the promised length, and that resets it.
+        held.drain(shell.env.clone()).await;
     }
     answer
 }
