@@ -8,10 +8,6 @@ mod outside;
 
 use std::{
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
     time::{Duration, Instant},
 };
 
@@ -21,6 +17,7 @@ use crate::{
     bed::{Bed, BedOptions, ImageSpec, OciImage, Tier},
     etcd::disk_folder,
     programs,
+    stop::Stop,
     tools::Tools,
 };
 
@@ -38,24 +35,6 @@ const VOLUMES_PER_NODE: usize = 3;
 const LIMIT: Duration = Duration::from_secs(300);
 /// After so long a wait looks whether it is to end.
 const ROUND: &str = "--timeout=10s";
-
-/// Asks whoever waits to give up. Clones are one and the same.
-#[derive(Clone, Debug, Default)]
-pub struct Stop(Arc<AtomicBool>);
-
-impl Stop {
-    pub fn set(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    pub fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    fn check(&self) -> Result<()> {
-        if self.is_set() { bail!("interrupted") } else { Ok(()) }
-    }
-}
 
 /// A Kubernetes with three nodes, an etcd, the operator, the storage cluster `demo` and its volume `files`.
 pub struct Installation {

@@ -14,4 +14,5 @@ pub mod ports;
 pub mod process;
 pub mod programs;
 pub mod sim;
+pub mod stop;
 pub mod tools;

@@ -9,9 +9,10 @@ use std::{
 };
 
 use cairn_tests::{
-    installation::{Installation, OPERATOR_NAMESPACE, Stop},
+    installation::{Installation, OPERATOR_NAMESPACE},
     process::{Spec, poll},
     programs,
+    stop::Stop,
     tools::{Need, require},
 };
 use tempfile::TempDir;

@@ -134,7 +134,8 @@ fn carry(near: TcpStream, shared: &Shared) -> io::Result<()> {
     Ok(())
 }
 
-fn copy(mut from: &TcpStream, mut to: &TcpStream) {
+/// Carries one direction of a connection until its end.
+pub fn copy(mut from: &TcpStream, mut to: &TcpStream) {
     let whole = io::copy(&mut from, &mut to).is_ok();
     // An end of stream is passed on as one; an error ends both directions.
     let _ = to.shutdown(Shutdown::Write);

@@ -16,11 +16,10 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use cairn_tests::{
     etcd::disk_folder,
-    installation::Stop,
     process::{Process, Spec, poll},
     programs,
+    stop::{INTERRUPTED, Stop},
 };
-use tokio::signal::unix::{SignalKind, signal};
 
 /// Starting four nodes takes a second or two; a machine under load, longer.
 const START_LIMIT: Duration = Duration::from_secs(120);
@@ -29,13 +28,14 @@ const LOST_NODE: &str = "demo-main-b-0";
 
 /// A command with more than so many arguments is shown without most of them.
 const ARGUMENTS_SHOWN: usize = 10;
-/// As a shell tells of a program that Ctrl-C ended.
-const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
     let begun = Instant::now();
-    let stop = Stop::default();
-    match listen(&stop).and_then(|()| demo(&stop)) {
+    let stop = match Stop::on_signals("demo") {
+        Ok(stop) => stop,
+        Err(error) => return failed(&error),
+    };
+    match demo(&stop) {
         _ if stop.is_set() => {
             eprintln!("\nDEMO INTERRUPTED: nothing is left running");
             ExitCode::from(INTERRUPTED)
@@ -44,11 +44,13 @@ fn main() -> ExitCode {
             println!("\nDEMO PASSED in {:.0} s: {verdict}", begun.elapsed().as_secs_f64());
             ExitCode::SUCCESS
         }
-        Err(error) => {
-            eprintln!("\nDEMO FAILED: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(&error),
     }
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("\nDEMO FAILED: {error:#}");
+    ExitCode::FAILURE
 }
 
 fn demo(stop: &Stop) -> Result<String> {
@@ -300,28 +302,4 @@ fn repository() -> Result<PathBuf> {
 
 fn text(path: &Path) -> Result<&str> {
     path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))
-}
-
-/// From now on the first SIGINT or SIGTERM asks for an orderly end, the second ends at once.
-fn listen(stop: &Stop) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (mut interrupt, mut terminate) = {
-        let _inside = runtime.enter();
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
-    };
-    let stop = stop.clone();
-    let wait = async move {
-        loop {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            if stop.is_set() {
-                std::process::exit(INTERRUPTED.into());
-            }
-            stop.set();
-        }
-    };
-    std::thread::Builder::new().name("signals".into()).spawn(move || runtime.block_on(wait))?;
-    Ok(())
 }

@@ -10,12 +10,12 @@ use std::{
 
 use anyhow::{Context, Result};
 use cairn_tests::{
-    installation::{Installation, OPERATOR_NAMESPACE, Stop},
+    installation::{Installation, OPERATOR_NAMESPACE},
     programs,
+    stop::Stop,
     tools::{Need, require},
 };
 use clap::Parser;
-use tokio::signal::unix::{SignalKind, signal};
 
 /// Brings up Kubernetes with three nodes, an etcd and Cairn; Ctrl-C takes everything down.
 #[derive(Parser)]
@@ -27,7 +27,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let shown = listen().and_then(|stop| show(&stop, arguments.once).map(|()| stop));
+    let shown = Stop::on_signals("kube").and_then(|stop| show(&stop, arguments.once).map(|()| stop));
     match shown {
         Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
@@ -87,30 +87,4 @@ fn tour(cairn: &Installation) -> Result<()> {
     }
     text.push_str("\nCtrl-C takes everything down.\n");
     io::stdout().write_all(text.as_bytes()).context("standard output")
-}
-
-/// From now on the first SIGINT or SIGTERM asks for an orderly end. The second ends at once: the next start clears up.
-fn listen() -> Result<Stop> {
-    let stop = Stop::default();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (mut interrupt, mut terminate) = {
-        let _inside = runtime.enter();
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
-    };
-    let asked = stop.clone();
-    let wait = async move {
-        loop {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            if asked.is_set() {
-                eprintln!("kube: told to end a second time: ending at once");
-                std::process::exit(130);
-            }
-            asked.set();
-        }
-    };
-    std::thread::Builder::new().name("signals".into()).spawn(move || runtime.block_on(wait))?;
-    Ok(stop)
 }

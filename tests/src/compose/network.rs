@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -171,20 +171,10 @@ fn carry(near: &TcpStream, to: SocketAddr) -> io::Result<()> {
     let far = TcpStream::connect_timeout(&to, CONNECT_WITHIN)?;
     far.set_nodelay(true)?;
     std::thread::scope(|scope| {
-        scope.spawn(|| copy(near, &far));
-        copy(&far, near);
+        scope.spawn(|| netns::copy(near, &far));
+        netns::copy(&far, near);
     });
     Ok(())
-}
-
-fn copy(mut from: &TcpStream, mut to: &TcpStream) {
-    let whole = io::copy(&mut from, &mut to).is_ok();
-    // An end of stream is passed on as one; an error ends both directions.
-    let _ = to.shutdown(Shutdown::Write);
-    if !whole {
-        let _ = from.shutdown(Shutdown::Both);
-        let _ = to.shutdown(Shutdown::Both);
-    }
 }
 
 fn answer(socket: &UdpSocket, names: &Names, stop: &Stop) {

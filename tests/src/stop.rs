@@ -1,0 +1,58 @@
+//! Programs that are told to end: in order the first time, at once the second.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use anyhow::{Result, bail};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// The exit code of a program that Ctrl-C ended, as a shell tells it.
+pub const INTERRUPTED: u8 = 130;
+
+/// Asks whoever waits to give up. Clones are one and the same.
+#[derive(Clone, Debug, Default)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.is_set() { bail!("interrupted") } else { Ok(()) }
+    }
+}
+
+impl Stop {
+    /// From now on the first SIGINT or SIGTERM asks for an orderly end, the second ends the process at once.
+    pub fn on_signals(program: &'static str) -> Result<Self> {
+        let stop = Self::default();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (mut interrupt, mut terminate) = {
+            let _inside = runtime.enter();
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+        };
+        let asked = stop.clone();
+        let wait = async move {
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+                if asked.is_set() {
+                    eprintln!("{program}: told to end a second time: ending at once");
+                    std::process::exit(INTERRUPTED.into());
+                }
+                asked.set();
+            }
+        };
+        std::thread::Builder::new().name("signals".into()).spawn(move || runtime.block_on(wait))?;
+        Ok(stop)
+    }
+}
