@@ -39,7 +39,7 @@ impl Condition {
 #[derive(Debug, Clone, Default)]
 pub struct CreateVolume {
     pub name: String,
-    /// Absent: 3, or as many as there are nodes if there are fewer.
+    /// Absent: 3, or as many as there are zones if there are fewer (nodes, if all are in one zone).
     pub copies: Option<u32>,
     /// Absent: 4 MiB.
     pub chunk_size_bytes: Option<u32>,
@@ -190,12 +190,12 @@ impl Client {
         Ok(())
     }
 
-    /// Starts a node of a local cluster again.
-    pub async fn start_node(&self, name: &str) -> Result<()> {
+    /// Starts a node of a local cluster again; `false` if it ran already.
+    pub async fn start_node(&self, name: &str) -> Result<bool> {
         let message = wire::StartNodeRequest { name: name.to_owned() };
         let call = |node: Arc<Node>, request| async move { local(&node).start_node(request).await };
-        self.unary_at(self.supervisor(), Repeat::Safe, message, call).await.map_err(explain_local)?;
-        Ok(())
+        let answer = self.unary_at(self.supervisor(), Repeat::Safe, message, call).await;
+        Ok(!answer.map_err(explain_local)?.already_running)
     }
 }
 

@@ -81,6 +81,8 @@ pub enum ConfigError {
         "there is no folder for the configuration: neither CAIRN_CONFIG, XDG_CONFIG_HOME nor HOME is set"
     )]
     NoHome,
+    #[error("CAIRN_CONFIG names {path}, which does not exist")]
+    NoSuchFile { path: PathBuf },
     #[error("there is no context {name:?} in {path}")]
     NoSuchContext { name: String, path: PathBuf },
     #[error("context {name:?} has {problem}")]
@@ -94,6 +96,9 @@ impl ConfigError {
             Self::Read { .. } | Self::Write { .. } => "check the rights of the file and its folder",
             Self::Invalid { .. } => "mend the file, or point CAIRN_CONFIG to another",
             Self::NoHome => "set CAIRN_CONFIG to the path of the file",
+            Self::NoSuchFile { .. } => {
+                "set CAIRN_CONFIG to the path of the file of contexts, or unset it; `cairn context set` writes a new one"
+            }
             Self::NoSuchContext { .. } => "see `cairn context list`",
             Self::BadContext { .. } => "mend it with `cairn context set`",
         }
@@ -102,7 +107,24 @@ impl ConfigError {
 
 /// Where the file is: `$CAIRN_CONFIG`, else `$XDG_CONFIG_HOME/cairn/config.yaml`, else `~/.config/cairn/config.yaml`.
 pub fn default_path() -> Result<PathBuf, ConfigError> {
-    path_from(|name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from))
+    path_from(variable)
+}
+
+/// Reads the file at [`default_path`]. One that `CAIRN_CONFIG` names must exist; where none is named, none has no contexts.
+pub fn read_default() -> Result<(PathBuf, ConfigFile), ConfigError> {
+    read_from(variable)
+}
+
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+fn read_from(variable: impl Fn(&str) -> Option<PathBuf>) -> Result<(PathBuf, ConfigFile), ConfigError> {
+    let path = path_from(&variable)?;
+    if variable("CAIRN_CONFIG").is_some() && matches!(path.try_exists(), Ok(false)) {
+        return Err(ConfigError::NoSuchFile { path });
+    }
+    ConfigFile::read(&path).map(|file| (path, file))
 }
 
 fn path_from(variable: impl Fn(&str) -> Option<PathBuf>) -> Result<PathBuf, ConfigError> {

@@ -161,6 +161,7 @@ async fn serve(
     folder: &Folder,
     ready_file: Option<&Path>,
 ) -> Result<(), LocalError> {
+    volumes::check_stored(supervisor.meta(), planned).await?;
     supervisor.bring_up(planned).await?;
     let client = supervisor.client();
     volumes::create(client, planned).await?;

@@ -169,6 +169,8 @@ fn read(status: &StatusResponse) -> NodesReport {
             degraded: whole(status.degraded),
             unavailable: whole(status.unavailable),
         },
+        lost_files: status.lost_files,
+        lost: status.lost.clone(),
         metadata_problem: None,
     }
 }
@@ -181,12 +183,17 @@ pub async fn stored(client: &Client, name: &str) -> Stored {
             copies: i32::try_from(volume.copies).unwrap_or(i32::MAX),
             chunk_size_bytes: i64::from(volume.chunk_size_bytes),
             being_deleted: volume.state() == VolumeState::VolumeBeingDeleted,
-            files: None,
-            bytes: None,
+            files: volume.files.map(counted),
+            bytes: volume.size_bytes.map(counted),
         }),
         Err(error) if error.code() == ErrorCode::VolumeNotFound => Stored::Absent,
         Err(error) => Stored::Unknown(error.to_string()),
     }
+}
+
+/// A count, in the resources' numbers.
+fn counted(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 /// A volume for [`Client::create_volume`].

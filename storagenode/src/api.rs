@@ -6,6 +6,7 @@
 //! auth.rs      who may do what                                         decode.rs   checks what comes from outside
 //! grpc/        cairn.v1.Files, Volumes, Admin; reflection, health      flow.rs     content in and out, with bounds
 //! http/        the same for cURL, browsers and Prometheus              status.rs   errors to the wire
+//! drain.rs     what is left of a body when the answer is ready
 //! ```
 
 use std::{
@@ -29,6 +30,7 @@ use crate::{
 
 pub mod auth;
 mod decode;
+mod drain;
 #[cfg(test)]
 mod fake;
 mod flow;

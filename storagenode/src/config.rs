@@ -3,7 +3,7 @@
 //!
 //! All mistakes are told at once, each with where the value came from and what would be right.
 
-use std::{collections::HashMap, fmt, path::PathBuf, sync::OnceLock, time::Duration};
+use std::{collections::HashMap, ffi::OsString, fmt, path::PathBuf, sync::OnceLock, time::Duration};
 
 use clap::ArgMatches;
 
@@ -14,6 +14,9 @@ use crate::{
 
 mod dotenv;
 mod quantity;
+mod unknown;
+
+pub use unknown::warnings;
 
 /// One setting, as people see it.
 struct Setting {
@@ -83,6 +86,12 @@ const SETTINGS: &[Setting] = &[
         "SECONDS",
         Some("5"),
         "Between comparisons with other nodes, at rest (1 to 3600)",
+    ),
+    setting(
+        "COMPARE_SECONDS",
+        "SECONDS",
+        Some("30"),
+        "Between comparisons of the metadata with the disks, at rest; longer where one takes long (1 to 86400)",
     ),
     setting("TICK_SECONDS", "SECONDS", Some("60"), "Length of a tick, by which ages are counted (1 to 3600)"),
     setting(
@@ -167,7 +176,7 @@ impl std::error::Error for ConfigError {}
 
 /// What the process has been given.
 pub struct Given<'a> {
-    pub environment: &'a dyn Fn(&str) -> Option<String>,
+    pub environment: &'a dyn Fn(&str) -> Option<OsString>,
     /// Content of the `.env` file, if there is one.
     pub dotenv: Option<String>,
     pub host_name: String,
@@ -251,6 +260,7 @@ fn node_config(matches: &ArgMatches, given: &Given<'_>) -> Result<NodeConfig, Co
         None => Default::default(),
     };
     let mut reader = Reader { matches, given, file, problems: Vec::new() };
+    reader.check_environment();
     let host_name = Some(given.host_name.as_str()).filter(|name| !name.is_empty());
     let config = NodeConfig {
         cluster_name: reader.read("CLUSTER_NAME", None, name),
@@ -286,12 +296,20 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    fn check_environment(&mut self) {
+        let is_text =
+            |name| (self.given.environment)(name).is_none_or(|value: OsString| value.to_str().is_some());
+        let bad = SETTINGS.iter().filter(|setting| !is_text(setting.name));
+        let bad = bad.map(|setting| format!("{} in the environment is not UTF-8", setting.name));
+        self.problems.extend(bad);
+    }
+
     /// A value and where it is from. An empty one counts as none: templates often leave empty variables behind.
     fn find(&self, name: &str, default: Option<&str>) -> Option<(String, String)> {
         let flag = self.matches.get_one::<String>(name).cloned();
         let flag = flag.map(|value| (value, format!("--{}", flag_of(name))));
         let environment = || {
-            let value = (self.given.environment)(name)?;
+            let value = (self.given.environment)(name)?.to_string_lossy().into_owned();
             Some((value, format!("{name} in the environment")))
         };
         let file = || {
@@ -343,6 +361,7 @@ impl Reader<'_> {
         Timings {
             lease: Duration::from_secs(between("LEASE_SECONDS", 2, 300)),
             repair: Duration::from_secs(between("REPAIR_SECONDS", 1, 3_600)),
+            truth: Duration::from_secs(between("COMPARE_SECONDS", 1, 86_400)),
             tick: Duration::from_secs(between("TICK_SECONDS", 1, 3_600)),
             collect_after_ticks: between("COLLECT_AFTER_TICKS", 1, 100_000),
             ..Timings::default()

@@ -10,6 +10,7 @@ use cairn_placement::{Generation, NodeId, PgId, VolumeId};
 use futures::stream::BoxStream;
 
 mod commit;
+mod damage;
 mod download;
 pub mod gateway;
 mod namespace;
@@ -116,6 +117,15 @@ pub struct VolumeInfo {
     pub chunk_size_bytes: u32,
     pub state: VolumeState,
     pub created_unix_ms: i64,
+    /// Absent before the first count.
+    pub count: Option<VolumeCount>,
+}
+
+/// What a volume held when it was last counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VolumeCount {
+    pub files: u64,
+    pub bytes: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -222,7 +232,7 @@ pub trait Files: Send + Sync {
     ) -> Result<FileInfo, FileError>;
 
     /// Creates a volume, or answers the one that exists with the same settings (`false`). `copies` 0: three, or as
-    /// many as there are nodes; `chunk_size_bytes` 0: 4 MiB.
+    /// many as there are zones (nodes, if all are in one zone); `chunk_size_bytes` 0: 4 MiB.
     async fn create_volume(
         &self,
         name: &VolumeName,

@@ -21,8 +21,8 @@ const BAD_SETTINGS: u8 = 2;
 
 fn main() -> ExitCode {
     match command() {
-        Ok(Command::Run(config)) => run_node(*config),
-        Ok(Command::InitSecrets(wanted)) => init_secrets(&wanted),
+        Ok((Command::Run(config), warnings)) => run_node(*config, &warnings),
+        Ok((Command::InitSecrets(wanted), _)) => init_secrets(&wanted),
         Err(problem) => {
             eprintln!("cairn-node: {problem}");
             ExitCode::from(BAD_SETTINGS)
@@ -30,7 +30,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn command() -> Result<Command, String> {
+/// What to do, and what to warn of when there is a log.
+fn command() -> Result<(Command, Vec<String>), String> {
     let matches = config::grammar().get_matches();
     let named = matches.try_get_one::<String>("ENV_FILE").ok().flatten();
     let path = Path::new(named.map_or(".env", String::as_str));
@@ -41,12 +42,14 @@ fn command() -> Result<Command, String> {
     };
     let host_name =
         std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
-    let given = Given { environment: &|name| std::env::var(name).ok(), dotenv, host_name };
-    config::command(&matches, &given).map_err(|error| error.to_string())
+    let given = Given { environment: &|name| std::env::var_os(name), dotenv, host_name };
+    let command = config::command(&matches, &given).map_err(|error| error.to_string())?;
+    Ok((command, config::warnings(&given)))
 }
 
-fn run_node(config: NodeConfig) -> ExitCode {
+fn run_node(config: NodeConfig, warnings: &[String]) -> ExitCode {
     start_log(&config);
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("cannot start threads: {error}")),

@@ -79,6 +79,7 @@ pub struct Metrics {
     /// Placement groups that this node is a member of, and those of them that it has found complete.
     pub placement_groups: Gauge,
     pub placement_groups_settled: Gauge,
+    pub lost_files: Gauge,
     /// Calls of the metadata store that failed.
     pub meta_errors: Counter,
     /// Generations whose chunks were collected after their deletion (coordinator only).
@@ -111,6 +112,7 @@ impl Default for Metrics {
             corrupt_copies: Counter::default(),
             placement_groups: Gauge::default(),
             placement_groups_settled: Gauge::default(),
+            lost_files: Gauge::default(),
             meta_errors: Counter::default(),
             collected_generations: Counter::default(),
             coordinator: Gauge::default(),
@@ -156,6 +158,11 @@ impl Metrics {
             ("tombstones", "Deletions of chunks remembered", &self.tombstones),
             ("placement_groups", "Placement groups this node is a member of", &self.placement_groups),
             ("placement_groups_settled", "Of those, found complete", &self.placement_groups_settled),
+            (
+                "lost_files",
+                "Files with content that no disk has any more, as last compared",
+                &self.lost_files,
+            ),
             ("coordinator", "1 while this node is the coordinator", &self.coordinator),
         ];
         for (name, help, gauge) in gauges {
@@ -222,6 +229,7 @@ mod tests {
             "cairn_received_bytes_total 17",
             "cairn_store_used_bytes 4096",
             "cairn_placement_groups_settled 0",
+            "cairn_lost_files 0",
             "# EOF",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");

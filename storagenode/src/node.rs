@@ -25,7 +25,7 @@ use crate::{
     meta::{MetaError, RangeRead, SharedMeta, keys},
     metrics::Metrics,
     replication::{peers::Peers, read::Reader, write::Writer},
-    workers::{Repair, collect::Collector, remove::Remover, repair::RepairOptions},
+    workers::{Repair, collect::Collector, remove::Remover, repair::RepairOptions, truth::Truth},
 };
 
 mod measure;
@@ -63,6 +63,8 @@ pub struct Timings {
     pub collect_after_ticks: u64,
     /// Between repair passes at rest.
     pub repair: Duration,
+    /// Between comparisons of the metadata with the disks, at rest and where they take little time.
+    pub truth: Duration,
     /// How long a start waits for the metadata store.
     pub join: Duration,
 }
@@ -74,6 +76,7 @@ impl Default for Timings {
             tick: Duration::from_secs(60),
             collect_after_ticks: 15,
             repair: Duration::from_secs(5),
+            truth: Duration::from_secs(30),
             join: Duration::from_secs(120),
         }
     }
@@ -206,6 +209,11 @@ impl Node {
         self.tasks.spawn(self.repair.clone().run(self.stop.clone()));
         let housekeeping = Housework {
             view: self.view.clone(),
+            truth: Truth {
+                meta: self.meta.clone(),
+                writer: writer.clone(),
+                interval: self.options.timings.truth,
+            },
             collector: Collector::new(self.meta.clone(), writer, self.options.timings.collect_after_ticks),
             remover: Remover { meta: self.meta.clone() },
             metrics: self.metrics.clone(),
@@ -310,6 +318,7 @@ struct Housework {
     view: View,
     collector: Collector,
     remover: Remover,
+    truth: Truth,
     metrics: Arc<Metrics>,
 }
 
@@ -324,5 +333,9 @@ impl Housekeeping for Housework {
         if let Err(error) = self.remover.round(term, &state).await {
             tracing::warn!(%error, "could not remove deleted volumes");
         }
+    }
+
+    async fn beside(&self, term: &Term) {
+        self.truth.run(term).await;
     }
 }

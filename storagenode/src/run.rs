@@ -30,7 +30,10 @@ pub enum RunError {
     Credentials(#[from] CredentialError),
     #[error("KEK_FILE {path:?} cannot be read: {error}; give the path of a file that this user may read")]
     KekUnreadable { path: std::path::PathBuf, error: io::Error },
-    #[error("KEK_FILE: {0}")]
+    #[error(
+        "KEK_FILE: {0}; restore it from a backup, for no other key opens what is stored (only where nothing is stored yet, \
+         make one with `openssl rand -base64 32`)"
+    )]
     Kek(#[from] KekError),
     #[error(transparent)]
     Meta(#[from] ConnectError),

@@ -1,10 +1,13 @@
 //! Background work. Each worker is a loop of one shape: look, decide (pure), do a bounded amount, wait.
 //!
 //! * [`repair`] runs on every node: brings this node's groups up to date from the other members.
+//! * [`truth`] runs on the coordinator: whether everything that the metadata names is on some disk.
 //! * [`collect`] and [`remove`] run on the coordinator: chunks of deleted generations, files of deleted volumes.
 
 pub mod collect;
+mod inventories;
 pub mod remove;
 pub mod repair;
+pub mod truth;
 
 pub use repair::Repair;

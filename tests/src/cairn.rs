@@ -13,13 +13,12 @@ use cairn_node::{
     env::real::{RealClock, RealRandom},
     secrets::{self, SecretFiles},
 };
-use tempfile::TempDir;
 
 use crate::{
-    etcd::disk_folder,
     ports,
     process::{Process, Spec},
     programs,
+    scratch::Scratch,
 };
 
 /// How long anything here may take to come about.
@@ -61,7 +60,7 @@ pub struct CairnCluster {
     options: ClusterOptions,
     members: Vec<Member>,
     secrets: SecretFiles,
-    folder: TempDir,
+    folder: Scratch,
 }
 
 impl CairnCluster {
@@ -83,10 +82,7 @@ impl CairnCluster {
 
     /// Makes folders and secrets, and starts nothing.
     pub fn prepare(options: ClusterOptions) -> Self {
-        let folder = tempfile::Builder::new()
-            .prefix("cluster-")
-            .tempdir_in(disk_folder().expect("a folder below target/"))
-            .expect("a folder for the cluster");
+        let folder = Scratch::new("cluster").expect("a folder for the cluster");
         let made =
             secrets::init(&folder.path().join("secrets"), "test", &[], &RealClock::default(), &RealRandom);
         let secrets = made.expect("secrets can be made").files;
@@ -175,7 +171,8 @@ impl CairnCluster {
             .env("EXPECTED_NODES", self.members.len().to_string())
             // Tests wait for leases to run out: shorter ones make them shorter.
             .env("LEASE_SECONDS", "3")
-            .env("REPAIR_SECONDS", "1");
+            .env("REPAIR_SECONDS", "1")
+            .env("COMPARE_SECONDS", "1");
         self.options.environment.iter().fold(spec, |spec, (name, value)| spec.env(name, value))
     }
 

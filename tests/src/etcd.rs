@@ -20,12 +20,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use tempfile::TempDir;
 use thiserror::Error;
 
 use crate::pki::{Authority, Identity, loopback_names};
 use crate::ports;
 use crate::process::{Process, Spec, poll};
+use crate::scratch::Scratch;
 use crate::tools::Tools;
 
 /// How long members may take until they have a leader and answer. Two cores may be busy with other tests.
@@ -66,7 +66,7 @@ pub struct EtcdCluster {
     members: Vec<Member>,
     tls: Option<EtcdTls>,
     /// Last: removed after the members are dead.
-    folder: TempDir,
+    folder: Scratch,
 }
 
 #[derive(Debug)]
@@ -101,7 +101,7 @@ impl EtcdCluster {
     }
 
     fn start_once(tools: &Tools, options: &EtcdOptions) -> Result<Self, EtcdError> {
-        let folder = tempfile::Builder::new().prefix("etcd-").tempdir_in(disk_folder()?)?;
+        let folder = Scratch::new("etcd")?;
         let tls = if options.tls { Some(write_certificates(folder.path())?) } else { None };
         let ports: Vec<[u16; 3]> =
             ports::free(options.members * 3).chunks(3).map(|c| [c[0], c[1], c[2]]).collect();

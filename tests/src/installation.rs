@@ -15,8 +15,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     bed::{Bed, BedOptions, ImageSpec, OciImage, Tier},
-    etcd::disk_folder,
     programs,
+    scratch::Scratch,
     stop::Stop,
     tools::Tools,
 };
@@ -29,6 +29,8 @@ const CAIRN_IMAGE: &str = "ghcr.io/cairn-storage/cairn:0.1.0";
 const ETCD_IMAGE: &str = "gcr.io/etcd-development/etcd:v3.6.8";
 /// The operator's namespace; clusters are in `default`.
 pub const OPERATOR_NAMESPACE: &str = "cairn-system";
+/// Applied one after the other, as the chart's README says.
+const EXAMPLES: [&str; 3] = ["etcd.yaml", "cluster.yaml", "volume.yaml"];
 /// Etcd, the example's cluster, and one more.
 const VOLUMES_PER_NODE: usize = 3;
 /// For each thing that is waited for. Two cores may be busy with other tests.
@@ -49,7 +51,7 @@ impl Installation {
     /// for `Need::Kubelets`.
     pub fn start(tools: &Tools, stop: &Stop, say: &dyn Fn(&str)) -> Result<Self> {
         let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the repository's folder")?;
-        let archives = tempfile::Builder::new().prefix("images-").tempdir_in(disk_folder()?)?;
+        let archives = Scratch::new("images")?;
         say("make the images, from the programs that were just built");
         let images = images(tools, archives.path())?;
         stop.check()?;
@@ -74,7 +76,7 @@ impl Installation {
         let chart = self.repository.join("charts/cairn");
         let chart = chart.to_str().context("the repository's path is not UTF-8")?;
         self.bed.helm(&["install", "cairn", chart, "-n", OPERATOR_NAMESPACE, "--create-namespace"])?;
-        for example in ["etcd.yaml", "cluster.yaml", "volume.yaml"] {
+        for example in EXAMPLES {
             self.apply_example(example)?;
         }
         say("wait for three members of etcd");
@@ -169,4 +171,23 @@ fn images(tools: &Tools, folder: &Path) -> Result<Vec<OciImage>> {
     }
     let etcd = ImageSpec::empty(ETCD_IMAGE).file(tools.path("etcd"), "/usr/local/bin/etcd");
     Ok(vec![cairn.build(folder)?, etcd.build(folder)?])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::markdown::blocks;
+
+    #[test]
+    fn the_charts_readme_shows_what_is_done_here() {
+        let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/cairn/README.md");
+        let shown = blocks(&std::fs::read_to_string(chart).unwrap());
+        let [etcd, cluster, volume] =
+            EXAMPLES.map(|example| format!("-f docs/examples/kubernetes/{example}"));
+        let install =
+            format!("helm install cairn charts/cairn --namespace {OPERATOR_NAMESPACE} --create-namespace");
+        let apply = [format!("kubectl apply {etcd}"), format!("kubectl apply {cluster} {volume}")];
+        let done = [&install, &apply[0], &apply[1], "kubectl get storageclusters,volumes"];
+        assert_eq!(shown[0].text.lines().collect::<Vec<_>>(), done);
+    }
 }

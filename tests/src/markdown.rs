@@ -167,7 +167,17 @@ fn is_measured(text: &str) -> bool {
     let date = part('-', 0).len() == 4 && digits(part('-', 0)) && digits(part('-', 1));
     let time = digits(part(':', 0)) && digits(part(':', 1)) && part(':', 1).len() == 2;
     let digest = text.len() >= DIGEST_DIGITS && text.chars().all(|c| c.is_ascii_hexdigit());
-    date || time || digest
+    // As kubectl has them: `11s`, `2m5s`; and `0/756Gi`.
+    let begins_with_digit = text.starts_with(|c: char| c.is_ascii_digit());
+    let age = begins_with_digit && text.ends_with(['s', 'm', 'h']) && text.chars().all(is_of_age);
+    let amount = text.strip_suffix('i').and_then(|text| text.strip_suffix(['K', 'M', 'G', 'T']));
+    let space =
+        amount.and_then(|text| text.split_once('/')).is_some_and(|(a, b)| is_number(a) && is_number(b));
+    date || time || digest || age || space
+}
+
+fn is_of_age(c: char) -> bool {
+    c.is_ascii_digit() || "smh".contains(c)
 }
 
 /// Whether a line is as shown. A gap takes as few words as it can.
@@ -243,6 +253,9 @@ hello
             "{\"etag\":\"00000000ce453129f5e4e7989862a0e6\",\"at\":\"2026-11-22T15:37:34.12Z\"}",
             "{\"etag\":\"00000000aaaaaaaaf5e4e7989862a0e6\",\"at\":\"2026-11-22T15:37:35.1Z\"}"
         ));
+        assert!(check("demo True 3/3 0/756Gi 11s", "demo  True  3/3  0/1.5Ti  2m5s"));
+        assert!(!check("demo True 3/3 0/756Gi 11s", "demo  True  2/3  0/1.5Ti  2m5s"));
+        assert!(!check("demo True 3/3 0/756Gi 11s", "demo  True  3/3  0/756Gi  never"));
         assert!(!check("demo-main-a-0 127.0.0.1:7401", "demo-main-a-1 127.0.0.1:7401"));
     }
 

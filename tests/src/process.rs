@@ -27,6 +27,7 @@ pub struct Spec {
     clear_env: bool,
     folder: Option<PathBuf>,
     log: Option<PathBuf>,
+    shown: bool,
     netns: Option<PathBuf>,
     view: View,
 }
@@ -41,6 +42,7 @@ impl Spec {
             clear_env: false,
             folder: None,
             log: None,
+            shown: false,
             netns: None,
             view: View::Same,
         }
@@ -79,6 +81,12 @@ impl Spec {
         self
     }
 
+    /// Standard output and error are ours, not a log.
+    pub fn shown(mut self) -> Self {
+        self.shown = true;
+        self
+    }
+
     /// The network namespace to enter first, as a file such as `/run/netns/NAME`. Needs root.
     pub fn netns(mut self, netns: Option<PathBuf>) -> Self {
         self.netns = netns;
@@ -113,6 +121,7 @@ impl Spec {
                 let log = OpenOptions::new().create(true).append(true).open(path)?;
                 command.stdout(log.try_clone()?).stderr(log);
             }
+            (None, None) if self.shown => {}
             (None, None) => {
                 command.stdout(Stdio::null()).stderr(Stdio::null());
             }
@@ -270,6 +279,8 @@ impl Drop for Process {
 #[derive(Clone, Debug)]
 pub struct Output {
     pub success: bool,
+    /// The exit code; nothing if a signal or the limit ended it.
+    pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
 }
@@ -292,8 +303,12 @@ pub fn run(spec: Spec, input: Option<&[u8]>, limit: Duration) -> io::Result<Outp
         child.kill();
     }
     let text = |name: &str| std::fs::read(path(name)).map(|b| String::from_utf8_lossy(&b).into_owned());
-    let mut output =
-        Output { success: status.is_some_and(|s| s.success()), stdout: text("out")?, stderr: text("err")? };
+    let mut output = Output {
+        success: status.is_some_and(|s| s.success()),
+        code: status.and_then(|s| s.code()),
+        stdout: text("out")?,
+        stderr: text("err")?,
+    };
     if status.is_none() {
         let seconds = limit.as_secs();
         output.stderr.push_str(&format!("\n{name} ({}) was ended after {seconds} s\n", program.display()));

@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use cairn_client::{
-    Client, ClientConfig, CreateVolume, DownloadOptions, ErrorCode, Pem, StatusResponse, UploadOptions,
+    Client, ClientConfig, Condition, CreateVolume, DownloadOptions, ErrorCode, Pem, StatusResponse,
+    UploadOptions,
 };
 use cairn_node::{
     api,
@@ -47,6 +48,7 @@ struct Site {
     secrets: SecretFiles,
     env: Env,
     meta: SharedMeta,
+    timings: Timings,
 }
 
 impl Site {
@@ -57,7 +59,8 @@ impl Site {
         let secrets = made.files;
         let env = env(&secrets);
         let meta = EmbeddedStore::open(env.clone(), &folder.path().join("meta")).await.unwrap();
-        Self { folder, secrets, env, meta: Arc::new(meta) }
+        let timings = Timings { repair: Duration::from_millis(500), ..Timings::default() };
+        Self { folder, secrets, env, meta: Arc::new(meta), timings }
     }
 
     /// Listeners of a node to be; which address it says it has is another matter.
@@ -83,7 +86,7 @@ impl Site {
             capacity_bytes: None,
             kek: Arc::new(Kek::parse(&kek).unwrap()),
             expected_nodes: nodes,
-            timings: Timings { repair: Duration::from_millis(500), ..Timings::default() },
+            timings: self.timings.clone(),
             budgets: Budgets::default(),
         };
         let limits = api::Limits::default();
@@ -136,6 +139,78 @@ async fn four_nodes_keep_files() {
         assert!(download.bytes(1 << 30).await.expect("the content") == bytes);
     }
     until(&client, |status| status.settled == status.placement_groups).await;
+    for node in nodes {
+        node.stop(Duration::from_secs(5)).await;
+    }
+}
+
+/// The reader has begun; what it reads goes, and its chunks are collected before it has come to them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_goes_while_it_is_read_is_not_called_damaged() {
+    let mut site = Site::new().await;
+    site.timings.tick = Duration::from_millis(200);
+    site.timings.collect_after_ticks = 1;
+    let listeners = site.listen().await;
+    let address = listeners.0.address();
+    let nodes = [site.start(0, 1, listeners, address).await];
+    let client = site.client(&nodes);
+    until(&client, |status| status.map_generation > 0).await;
+    let volume = CreateVolume { name: "files".into(), copies: Some(1), chunk_size_bytes: None };
+    client.create_volume(volume).await.expect("a volume");
+    let large = Bytes::from(vec![7; 96 << 20]);
+    let small = Bytes::from_static(b"another file");
+    for replaced in [false, true] {
+        client
+            .upload_bytes("files", "film", UploadOptions::default(), large.clone())
+            .await
+            .expect("an upload");
+        let mut reading = client.download("files", "film", DownloadOptions::default()).await.unwrap();
+        reading.next_piece().await.expect("the first piece").expect("content");
+        let left = match replaced {
+            true => {
+                let uploaded =
+                    client.upload_bytes("files", "film", UploadOptions::default(), small.clone()).await;
+                uploaded.expect("an upload");
+                1
+            }
+            false => {
+                client.delete("files", "film", Condition::Always).await.expect("it is deleted");
+                0
+            }
+        };
+        until(&client, |status| status.collecting == 0 && status.nodes[0].chunks == left).await;
+        let error = loop {
+            match reading.next_piece().await {
+                Ok(piece) => assert!(piece.is_some(), "it ended as if it were whole"),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.code(), ErrorCode::PreconditionFailed, "{error}");
+        assert!(error.to_string().contains("while it was downloaded"), "{error}");
+    }
+    for node in nodes {
+        node.stop(Duration::from_secs(5)).await;
+    }
+}
+
+/// As the operator's planner refuses it, also where no operator is asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_with_more_copies_than_zones_is_refused() {
+    let site = Site::new().await;
+    let mut nodes = Vec::new();
+    for index in 0..4 {
+        let listeners = site.listen().await;
+        let address = listeners.0.address();
+        nodes.push(site.start(index, 4, listeners, address).await);
+    }
+    let client = site.client(&nodes);
+    until(&client, |status| status.map_generation > 0).await;
+    let volume = |name: &str, copies| CreateVolume { name: name.into(), copies, chunk_size_bytes: None };
+    let error = client.create_volume(volume("four", Some(4))).await.expect_err("four nodes, three zones");
+    assert_eq!(error.code(), ErrorCode::InvalidArgument, "{error}");
+    assert!(error.to_string().contains("4 copies need 4 zones, and this cluster has 3"), "{error}");
+    let (made, _) = client.create_volume(volume("usual", None)).await.expect("the default has room");
+    assert_eq!(made.copies, 3);
     for node in nodes {
         node.stop(Duration::from_secs(5)).await;
     }

@@ -10,6 +10,7 @@ use std::{
 
 use cairn_tests::{
     installation::{Installation, OPERATOR_NAMESPACE},
+    markdown::steps,
     process::{Spec, poll},
     programs,
     stop::Stop,
@@ -228,4 +229,9 @@ fn make_kube_shows_cairn_and_ends_at_ctrl_c() {
     ] {
         assert!(shown().contains(part), "no {part:?} in:\n{}", shown());
     }
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
+    let step = steps(&readme).into_iter().find(|step| step.make_targets() == ["kube"]);
+    let step = step.expect("the README shows `make kube`");
+    assert!(!step.outputs.is_empty(), "and what it prints");
+    step.check(&shown()).unwrap_or_else(|error| panic!("README.md: {error}\n{}", shown()));
 }

@@ -8,9 +8,9 @@ use std::{
 
 use cairn_client::{Client, DownloadOptions, ErrorCode, NodeState, UploadOptions, config::ConfigFile};
 use cairn_tests::{
-    etcd::disk_folder,
     process::{Output, Process, Spec, poll, run},
     programs,
+    scratch::Scratch,
 };
 use serde_json::Value;
 
@@ -38,11 +38,11 @@ spec: {clusterRef: {name: desk}, copies: 3}
 ";
 
 /// A folder for manifests, data and logs of one test.
-struct Place(tempfile::TempDir);
+struct Place(Scratch);
 
 impl Place {
     fn new() -> Self {
-        Self(tempfile::Builder::new().prefix("local-").tempdir_in(disk_folder().unwrap()).unwrap())
+        Self(Scratch::new("local").unwrap())
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -77,18 +77,8 @@ impl Place {
 
     /// Starts what must not start; its exit code and what it said.
     fn refused(&self, manifests: &[&Path]) -> (i32, String) {
-        // `run` tells only whether it was a success: a shell adds the code.
-        let program = programs::built("cairn-operator");
-        let files: Vec<String> = manifests.iter().map(|path| format!("-f '{}'", path.display())).collect();
-        let (program, files) = (program.display(), files.join(" "));
-        let line = format!(
-            "'{program}' local {files} --data-dir '{}' --base-port 0; echo code=$?",
-            self.path("data").display()
-        );
-        let Output { stdout, stderr, .. } =
-            run(Spec::new("sh", "/bin/sh").args(["-c", &line]), None, STOP_LIMIT).unwrap();
-        let code = stdout.trim().rsplit_once("code=").and_then(|(_, code)| code.parse().ok());
-        (code.unwrap_or_else(|| panic!("no exit code in {stdout}\n{stderr}")), stderr)
+        let Output { code, stdout, stderr, .. } = run(self.spec(manifests), None, STOP_LIMIT).unwrap();
+        (code.unwrap_or_else(|| panic!("no exit code: {stdout}\n{stderr}")), stderr)
     }
 }
 
@@ -211,8 +201,8 @@ async fn a_node_is_dropped_and_comes_back() {
     check(&client, "before", 5 << 20).await;
     put(&client, "while it is away", 5 << 20).await;
 
-    client.start_node("desk-main-b-0").await.unwrap();
-    client.start_node("desk-main-b-0").await.unwrap();
+    assert!(client.start_node("desk-main-b-0").await.unwrap(), "it was stopped");
+    assert!(!client.start_node("desk-main-b-0").await.unwrap(), "it runs already");
     wait_settled(&client).await;
     // What was written while it was away is there without the others' help now.
     client.stop_node("desk-main-a-0").await.unwrap();
@@ -330,6 +320,7 @@ fn a_changed_pool_or_volume_is_refused_and_what_is_installed_stays() {
         let (code, error) = place.refused(&[&manifest]);
         assert_eq!(code, 3, "{error}");
         assert!(error.contains(words), "{words}: {error}");
+        assert!(!error.contains("coordinator"), "nothing was started for this: {error}");
     }
     let other = place.write("other.yaml", &both.replace("desk", "shelf"));
     let (code, error) = place.refused(&[&other]);
@@ -360,6 +351,18 @@ async fn a_lost_key_is_not_made_anew_and_a_wrong_one_is_named() {
     let (code, said) = place.refused(&manifests);
     assert!(code != 0 && said.contains("kek is gone"), "{code}: {said}");
     assert!(!kek.exists(), "a new key was made");
+    // What the nodes hold is as lost without the key as what the metadata says.
+    let (metadata, away) = (place.path("data/metadata"), place.path("away"));
+    std::fs::rename(&metadata, &away).unwrap();
+    let (code, said) = place.refused(&manifests);
+    assert!(code != 0 && said.contains("kek is gone"), "{code}: {said}");
+    assert!(!kek.exists(), "a new key was made for full disks");
+    std::fs::remove_dir_all(&metadata).unwrap();
+    std::fs::rename(&away, &metadata).unwrap();
+    std::fs::write(&kek, "garbage").unwrap();
+    let (code, said) = place.refused(&manifests);
+    assert!(code != 0 && said.contains("restore it from a backup"), "{code}: {said}");
+    assert!(!said.contains("openssl") && !said.contains("delete it"), "another key is no help: {said}");
     std::fs::write(&kek, blake3::hash(b"another key").as_bytes()).unwrap();
     for _ in 0..5 {
         let (code, said) = place.refused(&manifests);
@@ -372,4 +375,19 @@ async fn a_lost_key_is_not_made_anew_and_a_wrong_one_is_named() {
     let running = place.start(&manifests);
     check(&running.client(), "kept", 100_000).await;
     running.stop();
+}
+
+#[test]
+fn a_bad_key_in_a_new_folder_may_be_deleted() {
+    let place = Place::new();
+    let cluster = place.write("cluster.yaml", CLUSTER);
+    let secrets = place.path("data/secrets");
+    std::fs::create_dir_all(&secrets).unwrap();
+    std::fs::write(place.path("data/supervisor.lock"), "").unwrap();
+    std::fs::write(secrets.join("kek"), "garbage").unwrap();
+    let (code, said) = place.refused(&[&cluster]);
+    assert!(code != 0 && said.contains("delete it, and a new one is made"), "{code}: {said}");
+    assert!(!said.contains("backup"), "there is nothing to restore: {said}");
+    std::fs::remove_file(secrets.join("kek")).unwrap();
+    place.start(&[&cluster]).stop();
 }

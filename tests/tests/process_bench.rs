@@ -61,6 +61,15 @@ fn a_short_run_gives_every_number() {
         for number in ["files", "mib_per_s", "files_per_s", "p50_ms", "nodes_cpu_s_per_1000_files"] {
             positive(case, &format!("/{number}"));
         }
+        // What people see has the server's CPU time for a GiB, too, also of the small ones.
+        let per_gib = positive(case, "/nodes_cpu_s_per_gib");
+        let in_table = match case["file_bytes"] == small {
+            true => format!(" {per_gib:.1}"),
+            false => format!(" {per_gib:.2} "),
+        };
+        let direction = case["direction"].as_str().unwrap();
+        let mut rows = output.stderr.lines().filter(|line| line.starts_with(direction));
+        assert!(rows.any(|row| row.contains(&in_table)), "no {in_table} in:\n{}", output.stderr);
         assert_eq!(case["failed"], 0, "{case:#}");
         assert!(positive(case, "/p99_ms") >= positive(case, "/p50_ms"));
         // A node that runs has some megabytes, and its budgets do not let it have gigabytes.

@@ -12,6 +12,7 @@ use cairn_tests::{
     cairn::{CairnCluster, ClusterOptions},
     etcd::EtcdCluster,
     files::{content, get, make_volume, must_read, put},
+    process::{Spec, run},
     tools::{Need, require},
 };
 
@@ -247,25 +248,105 @@ async fn damage_in_every_copy_is_an_error_that_names_the_file() {
         assert_eq!(error.code(), ErrorCode::DataCorrupt, "{error}");
         assert!(error.to_string().contains("photos/precious.raw"), "{error}");
     }
+    let lost = cluster.wait("the loss is known", |status| status.lost_files > 0).await;
+    assert_eq!((lost.lost, lost.lost_files), (vec!["files/photos/precious.raw".to_owned()], 1));
+    assert!(lost.settled < lost.placement_groups);
+}
+
+/// The answer's header is out when the damage shows: the answer breaks off, and whoever asks again learns why.
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_behind_the_beginning_breaks_off_once_and_is_then_named() {
+    let Ok(tools) = require(&[Need::Etcd, Need::System("curl")]) else { return };
+    let etcd = EtcdCluster::start(&tools, 3).expect("etcd starts");
+    let mut cluster = cluster(&etcd).await;
+    let whole = content(9, 40 * MIB);
+    put(&cluster.client(), "films/long.mkv", whole.clone()).await;
+    cluster.wait_settled().await;
+    let later_chunks = |end: usize| (end / 10 * 6..end / 10 * 9).step_by(256 << 10).collect();
+    let damaged: Vec<_> = (0..3).map(|node| bytes_of(&cluster, node, later_chunks)).collect();
+    damaged.iter().for_each(|places| flip(places));
+    for (node, version) in [(0, "--http2"), (1, "--http1.1")] {
+        let (exit, status, body) = curl(&cluster, node, version);
+        assert!(exit != 0 && status == "200" && body.len() < whole.len(), "{version}: {exit} {status}");
+        assert!(whole.starts_with(&body), "{version}: what came before the end is good");
+        for _ in 0..3 {
+            let (exit, status, body) = curl(&cluster, node, version);
+            let problem = String::from_utf8_lossy(&body);
+            assert_eq!((exit, status.as_str()), (0, "500"), "{version}: {problem}");
+            assert!(problem.contains("DATA_CORRUPT") && problem.contains("films/long.mkv"), "{problem}");
+        }
+        // What is good can still be had.
+        let (exit, status, body) = curl(&cluster, node, &format!("{version} -r 0-999999"));
+        assert_eq!((exit, status.as_str()), (0, "206"));
+        assert!(body == whole[..1_000_000]);
+        let (_, status, _) = curl(&cluster, node, &format!("{version} -r 0-35999999"));
+        assert_eq!(status, "500");
+    }
+    let error = get(&cluster.client_of(&[0]), "films/long.mkv").await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::DataCorrupt, "{error}");
+    assert!(error.to_string().contains("films/long.mkv"), "{error}");
+
+    // A disk that comes back whole heals the file: the gateway that remembers the damage serves it.
+    cluster.kill(0);
+    flip(&damaged[0]);
+    cluster.restart(0);
+    cluster
+        .wait("n1 is back", |status| {
+            status.nodes.iter().all(|node| node.state() == NodeState::NodeLive && node.chunks > 0)
+        })
+        .await;
+    must_read(&cluster.client_of(&[1]), "films/long.mkv", &whole).await;
+    let (exit, status, body) = curl(&cluster, 1, "--http2");
+    assert_eq!((exit, status.as_str()), (0, "200"));
+    assert!(body == whole);
+}
+
+/// Gets `films/long.mkv` with curl: its exit code, the status, and what came.
+fn curl(cluster: &CairnCluster, node: usize, options: &str) -> (u8, String, Vec<u8>) {
+    let ca = cluster.secrets().authority_certificate.display();
+    let url = format!("{}/v1/volumes/files/files/films/long.mkv", cluster.https(node));
+    let line = format!(
+        "rm -f got; curl -s --max-time 60 --cacert '{ca}' -H 'authorization: Bearer {}' {options} -o got -w '%{{http_code}}' {url}; echo \" $?\"",
+        cluster.token()
+    );
+    let spec = Spec::new("sh", "/bin/sh").args(["-c", &line]).folder(cluster.folder());
+    let output = run(spec, None, Duration::from_secs(90)).expect("a shell runs");
+    let (status, exit) = output.stdout.trim().split_once(' ').expect("two words");
+    let body = std::fs::read(cluster.folder().join("got")).unwrap_or_default();
+    (exit.parse().unwrap(), status.to_owned(), body)
 }
 
 /// Flips a byte in the middle of every large record of a node's segments, behind its back.
 fn damage(cluster: &CairnCluster, node: usize) {
-    use std::os::unix::fs::FileExt;
-    let segments = files_below(&cluster.data_folder(node).join("segments"));
-    let mut damaged = 0;
-    for path in segments {
+    flip(&bytes_of(cluster, node, |end| vec![end / 2]));
+}
+
+/// Places in a node's segments, as the end of a segment's content decides them.
+fn bytes_of(
+    cluster: &CairnCluster,
+    node: usize,
+    places: impl Fn(usize) -> Vec<usize>,
+) -> Vec<(PathBuf, usize)> {
+    let mut found = Vec::new();
+    for path in files_below(&cluster.data_folder(node).join("segments")) {
         let bytes = std::fs::read(&path).unwrap();
-        let Some(end) = bytes.iter().rposition(|byte| *byte != 0) else { continue };
-        if end < MIB {
-            continue;
+        if let Some(end) = bytes.iter().rposition(|byte| *byte != 0).filter(|end| *end >= MIB) {
+            found.extend(places(end).into_iter().map(|at| (path.clone(), at)));
         }
-        let at = end / 2;
-        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
-        file.write_all_at(&[bytes[at] ^ 0xff], at as u64).unwrap();
-        damaged += 1;
     }
-    assert!(damaged > 0, "node {node} has no chunk to damage");
+    assert!(!found.is_empty(), "node {node} has no chunk to damage");
+    found
+}
+
+/// Flips bytes; the same once more mends them.
+fn flip(places: &[(PathBuf, usize)]) {
+    use std::os::unix::fs::FileExt;
+    for (path, at) in places {
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, *at as u64).unwrap();
+        file.write_all_at(&[byte[0] ^ 0xff], *at as u64).unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,10 +12,9 @@ use cairn_tests::compose::dockerfile::{self, Image};
 use cairn_tests::compose::project::{Images, Project};
 use cairn_tests::process::{Spec, poll};
 use cairn_tests::tools::{Need, Tools, require};
-use cairn_tests::{etcd::disk_folder, programs};
+use cairn_tests::{programs, scratch::Scratch};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use sha2::{Digest, Sha256};
-use tempfile::TempDir;
 
 const ETCDS: [&str; 3] = ["etcd-1", "etcd-2", "etcd-3"];
 const NODES: [&str; 3] = ["node-1", "node-2", "node-3"];
@@ -43,12 +42,12 @@ fn tools() -> Option<Tools> {
 /// A project, and somebody at its machine with a shell and `cairn`.
 struct Desk {
     project: Project,
-    folder: TempDir,
+    folder: Scratch,
 }
 
 impl Desk {
     fn new(project: Project) -> Self {
-        let folder = tempfile::Builder::new().prefix("desk-").tempdir_in(disk_folder().unwrap()).unwrap();
+        let folder = Scratch::new("desk").unwrap();
         Self { project, folder }
     }
 
@@ -134,7 +133,7 @@ impl Desk {
     }
 
     fn check(&self, from: &str, expected: &Content) {
-        let back = TempDir::new_in(self.folder.path()).unwrap();
+        let back = tempfile::tempdir_in(self.folder.path()).unwrap();
         self.cairn(&["get", &format!("files/{from}"), &back.path().join("back").display().to_string()]);
         let got = read_folder(&back.path().join("back"));
         assert_eq!(got.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{from}");

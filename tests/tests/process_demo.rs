@@ -97,6 +97,8 @@ fn the_demo_passes_and_leaves_nothing() {
     let files = verdict.split(": ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
     assert!(files.parse::<u64>().unwrap() > 1_000, "a real tree: {verdict}");
     assert_eq!(printed.matches("DEMO ").count(), 1, "one verdict");
+    assert!(printed.contains("the cluster and its data are removed"), "{printed}");
+    assert!(!printed.contains("the data stays"), "it does not: {printed}");
     in_readme().check(&printed).unwrap_or_else(|error| panic!("README.md: {error}\n{printed}"));
     demo.assert_nothing_is_left();
 }
@@ -121,6 +123,23 @@ fn ctrl_c_in_the_middle_leaves_nothing() {
     assert_eq!(demo.wait(STOP_LIMIT), Some(130), "{}", demo.printed());
     assert!(demo.printed().contains("DEMO INTERRUPTED: nothing is left running"), "{}", demo.printed());
     demo.assert_nothing_is_left();
+}
+
+#[test]
+fn after_kill_9_nothing_runs_and_the_next_demo_removes_the_data() {
+    let demo = Demo::start();
+    demo.wait_said("$ cairn put");
+    let data = demo.data();
+    demo.process.kill();
+    let ended = poll(STOP_LIMIT, Duration::from_millis(50), || demo.descendants().is_empty().then_some(()));
+    assert!(ended.is_some(), "still running: {:?}", demo.descendants());
+    let next = Demo::start();
+    next.wait_said("$ cairn put");
+    assert!(!data.exists(), "{} is still there", data.display());
+    assert!(next.data().exists());
+    next.process.signal(libc::SIGINT);
+    assert_eq!(next.wait(STOP_LIMIT), Some(130), "{}", next.printed());
+    next.assert_nothing_is_left();
 }
 
 #[test]

@@ -11,7 +11,7 @@ use cairn_tests::{
     cairn::{CairnCluster, ClusterOptions},
     etcd::EtcdCluster,
     files::{VOLUME, content, get, make_volume, must_read, put},
-    process::{Spec, poll, run, tail},
+    process::{Output, Spec, poll, run, tail},
     programs,
     tools::{Need, require},
 };
@@ -136,6 +136,28 @@ async fn plain_text_to_a_tls_port_is_answered_in_plain_text_and_harms_nobody() {
     }
     put(&cluster.client_of(&[0]), "after", content(1, 10_000)).await;
     must_read(&cluster.client_of(&[1]), "after", &content(1, 10_000)).await;
+}
+
+/// It never becomes a request: there is an answer all the same, without a body, as docs/http.md says.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_http_is_answered_with_a_bare_400() {
+    let etcd = etcd!();
+    let cluster = cluster(&etcd, "/t").await;
+    for request in [
+        b"GET /v1/\0 HTTP/1.1\r\nhost: x\r\n\r\n".as_slice(),
+        b"GET /v1/\xff HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"PUT /v1/volumes HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
+        b"GET /v1/volumes HTTP/1.1\r\nhost: x\r\nno header\r\n\r\n",
+    ] {
+        let mut connection = connect(&cluster, 0).await;
+        connection.write_all(request).await.unwrap();
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(Duration::from_secs(10), connection.read_to_end(&mut answer)).await;
+        read.expect("the connection ends").unwrap();
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.starts_with("HTTP/1.1 400") && answer.ends_with("\r\n\r\n"), "{answer:?}");
+    }
+    put(&cluster.client_of(&[0]), "after", content(1, 10_000)).await;
 }
 
 /// Starts a node that must refuse; the end of what it says.
@@ -276,48 +298,87 @@ async fn write_until_it_fails(client: Client, from: u64, done: Done) {
     }
 }
 
-/// Uploads that are refused while they are still being sent: what people read is the reason, not a broken stream.
+/// Requests that are answered while their content is still being sent: what people read is the answer, not a broken
+/// stream.
 #[tokio::test(flavor = "multi_thread")]
-async fn refused_uploads_can_be_read_by_curl_and_names_that_are_not_utf8_by_people() {
+async fn answers_can_be_read_by_curl_whatever_content_it_still_sends() {
     let Ok(tools) = require(&[Need::Etcd, Need::System("curl")]) else { return };
     let etcd = EtcdCluster::start(&tools, 3).expect("etcd starts");
     let cluster = cluster(&etcd, "/t").await;
-    let shell = |line: String| {
-        let spec = Spec::new("sh", "/bin/sh").args(["-c", &line]).folder(cluster.folder());
-        run(spec, None, Duration::from_secs(60)).expect("a shell runs")
-    };
     std::fs::write(cluster.folder().join("small"), "abc").unwrap();
     std::fs::write(cluster.folder().join("large"), content(1, 20 * MIB)).unwrap();
-    let ca = cluster.secrets().authority_certificate.display().to_string();
-    let curl = format!("curl -sS --cacert '{ca}' -H 'authorization: Bearer {}'", cluster.token());
-    let url = format!("{}/v1/volumes", cluster.https(0));
-    for (file, target, headers, code) in [
-        ("small", "nope/files/x", "", "VOLUME_NOT_FOUND"),
-        ("large", "nope/files/x", "", "VOLUME_NOT_FOUND"),
-        ("small", "files/files/x", "-H 'x-cairn-blake3: nonsense'", "INVALID_ARGUMENT"),
-        (
-            "large",
-            "files/files/x",
-            "-H 'if-match: \"00000000000000000000000000000001\"'",
-            "PRECONDITION_FAILED",
-        ),
+    let token = cluster.token();
+    let (good, wrong) = (token.as_str(), "0000000000000000");
+    let (large, send) = ("-T large", "--data-binary @large");
+    let file = "/v1/volumes/files/files/x";
+    let other_etag = "-T large -H 'if-match: \"00000000000000000000000000000001\"'";
+    for (token, arguments, path, answer) in [
+        (good, "-T small", "/v1/volumes/nope/files/x", "VOLUME_NOT_FOUND"),
+        (good, large, "/v1/volumes/nope/files/x", "VOLUME_NOT_FOUND"),
+        (good, "-T small -H 'x-cairn-blake3: nonsense'", file, "INVALID_ARGUMENT"),
+        (good, other_etag, file, "PRECONDITION_FAILED"),
+        (wrong, large, file, "UNAUTHENTICATED"),
+        (good, large, "/nothing/here", "UNSUPPORTED"),
+        (good, large, "/healthz", "UNSUPPORTED"),
+        (good, &format!("-X PATCH {send}"), file, "UNSUPPORTED"),
+        (good, &format!("-X POST {send}"), "/v1/volumes", "INVALID_ARGUMENT"),
+        (wrong, &format!("-X POST {send}"), "/v1/volumes", "UNAUTHENTICATED"),
+        (good, &format!("-X DELETE {send}"), file, "FILE_NOT_FOUND"),
+        (good, &format!("-X GET {send}"), file, "FILE_NOT_FOUND"),
+        (good, &format!("-X GET {send}"), "/healthz", "ok"),
+        (good, &format!("-X GET {send}"), "/v1/volumes", "chunk_size_bytes"),
     ] {
-        for _ in 0..8 {
-            let output = shell(format!("{curl} {headers} -T {file} {url}/{target}"));
+        let url = format!("{}{path}", cluster.https(0));
+        for version in ["--http2", "--http1.1"].repeat(4) {
+            let output = curl(&cluster, token, &format!("{version} {arguments} {url}"));
             assert!(
-                output.success && output.stdout.contains(code),
-                "{file}: {}{}",
+                output.success && output.stdout.contains(answer),
+                "{version} {arguments} {path}: {}{}",
                 output.stdout,
                 output.stderr
             );
         }
     }
+}
+
+/// A size that no disk has is refused before the content is read, which never comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_larger_than_the_cluster_is_refused_at_once() {
+    let Ok(tools) = require(&[Need::Etcd, Need::System("curl")]) else { return };
+    let etcd = EtcdCluster::start(&tools, 3).expect("etcd starts");
+    let cluster = cluster(&etcd, "/t").await;
+    std::fs::write(cluster.folder().join("small"), "abc").unwrap();
+    let url = format!("{}/v1/volumes/files/files/x", cluster.https(0));
+    let endless = "-T small -H 'content-length: 1152921504606846976' -H 'expect: 100-continue'";
+    let output = curl(&cluster, &cluster.token(), &format!("--http1.1 {endless} {url}"));
+    assert!(output.stdout.contains("OUT_OF_SPACE"), "{}{}", output.stdout, output.stderr);
+}
+
+/// Runs curl in the cluster's folder.
+fn curl(cluster: &CairnCluster, token: &str, arguments: &str) -> Output {
+    let ca = cluster.secrets().authority_certificate.display();
+    let line =
+        format!("curl -sS --max-time 40 --cacert '{ca}' -H 'authorization: Bearer {token}' {arguments}");
+    shell(cluster, &line)
+}
+
+fn shell(cluster: &CairnCluster, line: &str) -> Output {
+    let spec = Spec::new("sh", "/bin/sh").args(["-c", line]).folder(cluster.folder());
+    run(spec, None, Duration::from_secs(60)).expect("a shell runs")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_are_not_utf8_are_refused_in_words() {
+    let etcd = etcd!();
+    let cluster = cluster(&etcd, "/t").await;
+    std::fs::write(cluster.folder().join("small"), "abc").unwrap();
+    let ca = cluster.secrets().authority_certificate.display().to_string();
     let cairn = programs::built("cairn").display().to_string();
     let (endpoint, token) = (cluster.grpc(0), cluster.token());
     let line = format!(
         "name=$(printf 'files/\\377'); CAIRN_ENDPOINT='https://{endpoint}' CAIRN_CA_FILE='{ca}' CAIRN_TOKEN={token} '{cairn}' put small \"$name\"; echo code=$?"
     );
-    let output = shell(line);
+    let output = shell(&cluster, &line);
     assert!(
         output.stdout.contains("code=2") && output.stderr.contains("UTF-8"),
         "{}{}",

@@ -15,22 +15,30 @@ use std::{
 
 use cairn_tests::{
     bed::netns,
-    etcd::disk_folder,
     markdown::{Step, steps},
     process::{Process, Spec, poll},
     programs,
+    scratch::Scratch,
     tools::{Need, Tools, require, skip, system},
 };
-use tempfile::TempDir;
 
 const DOCUMENTS: [&str; 2] = ["README.md", "docs/http.md"];
 /// What begins a line that runs until Ctrl-C.
 const STAYS: &str = "cairn-operator local";
-/// `make` targets that documents show, and who runs them: here they only say so. What they print is checked there, too.
-const MAKE: [(&str, &str); 3] = [
+/// `make` targets that documents speak of, and the test that runs what each does: in blocks of commands they only say so.
+/// What the Makefile makes of each word is held by `stages.rs`. `make test` cannot run in a test of its own: what it does
+/// with its stages is tried there.
+const MAKE: [(&str, &str); 10] = [
+    ("", "stages.rs::make_alone_lists_every_target"),
+    ("setup", "stages.rs::quick_lint_setup_and_build_are_parts_of_what_make_test_runs"),
     ("build", "readme.rs::make_build_builds_every_program"),
     ("demo", "process_demo.rs::the_demo_passes_and_leaves_nothing"),
     ("kube", "kubelets.rs::make_kube_shows_cairn_and_ends_at_ctrl_c"),
+    ("quick", "stages.rs::quick_lint_setup_and_build_are_parts_of_what_make_test_runs"),
+    ("lint", "stages.rs::quick_lint_setup_and_build_are_parts_of_what_make_test_runs"),
+    ("test", "stages.rs::every_test_binary_runs_once_and_all_are_counted"),
+    ("bench", "process_bench.rs::a_short_run_gives_every_number"),
+    ("readme", "tidy.rs::the_readme_lists_what_is_promised"),
 ];
 /// Begins a line that says which command comes next: what it prints is to be seen without.
 const TRACE: &str = "+ ";
@@ -68,19 +76,21 @@ fn every_command_does_what_the_documents_say() {
 fn every_make_target_exists_and_is_run_by_a_test() {
     let makefile = text("Makefile");
     let exists = |target: &str| makefile.lines().any(|line| line.starts_with(&format!("{target}:")));
+    let check = |place: String, target: &str| {
+        assert!(target.is_empty() || exists(target), "{place}: the Makefile has no {target}");
+        let covered = MAKE.iter().any(|(known, _)| *known == target);
+        assert!(covered, "{place}: name the test that runs `make {target}` in MAKE");
+    };
     for name in DOCUMENTS {
         let document = text(name);
-        // Also those in the middle of a sentence.
-        for target in document.split("`make ").skip(1).filter_map(|rest| rest.split('`').next()) {
-            assert!(exists(target), "{name} speaks of `make {target}`, and the Makefile has no {target}");
+        // Also those in the middle of a sentence or in a table.
+        for target in document.split("`make").skip(1).filter_map(|rest| rest.split('`').next()) {
+            check(name.to_owned(), target.trim());
         }
         for step in steps(&document) {
-            for target in step.make_targets() {
-                let place = format!("{name}:{}", step.commands.line);
-                assert!(exists(target), "{place}: the Makefile has no {target}");
-                let covered = MAKE.iter().any(|(known, _)| *known == target);
-                assert!(covered, "{place}: name the test that runs `make {target}` in MAKE");
-            }
+            step.make_targets().iter().for_each(|target| {
+                check(format!("{name}:{}", step.commands.line), target);
+            });
         }
     }
     for (target, test) in MAKE {
@@ -171,13 +181,13 @@ fn heading(document: &str, step: &Step) -> String {
 
 /// A copy of the checkout, and a home, that nobody else uses.
 struct Place {
-    folder: TempDir,
+    folder: Scratch,
     environment: BTreeMap<&'static str, std::ffi::OsString>,
 }
 
 impl Place {
     fn new(tools: &Tools) -> Self {
-        let folder = tempfile::Builder::new().prefix("readme-").tempdir_in(disk_folder().unwrap()).unwrap();
+        let folder = Scratch::new("readme").unwrap();
         let (home, copy) = (folder.path().join("home"), folder.path().join("cairn"));
         fs::create_dir(&home).unwrap();
         let listed = Command::new("git")

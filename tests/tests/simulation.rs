@@ -17,6 +17,8 @@ use parking_lot::Mutex;
 
 /// Seeds that are played if nothing else is said.
 const SEEDS: Range<u64> = 0..200;
+/// Of these, so many are played twice.
+const REPLAYED: usize = 25;
 /// What every thousand histories must have seen of each, at least: else the simulation shows less than it says.
 const SEEN: [(&str, usize); 8] = [
     ("bytes: done", 5_000),
@@ -74,6 +76,24 @@ fn whatever_fails_every_answer_was_true() {
         "{}",
         failures.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n\n")
     );
+}
+
+/// A failure can be looked at again only if its seed tells the same story.
+#[test]
+fn one_seed_tells_one_story() {
+    for seed in seeds().take(REPLAYED) {
+        let (first, second) = (play(seed), play(seed));
+        let lines = |played: Result<Vec<String>, Failure>| match played {
+            Ok(log) => log,
+            Err(failure) => failure.to_string().lines().map(str::to_owned).collect(),
+        };
+        let (first, second) = (lines(first), lines(second));
+        if let Some(at) = first.iter().zip(&second).position(|(a, b)| a != b) {
+            let before = at.saturating_sub(5);
+            panic!("seed {seed}, line {at}:\n{:#?}\n{:#?}", &first[before..=at], &second[before..=at]);
+        }
+        assert_eq!(first.len(), second.len(), "seed {seed}");
+    }
 }
 
 /// The record that makes a node live is written twice: the first attempt arrives late, with a lease that nobody renews. Found

@@ -232,7 +232,8 @@ pub struct Stat {
 pub struct Mkvol {
     /// 1 to 63 of a-z, 0-9 and "-"
     pub name: String,
-    /// Copies of each chunk, 1 to 7 [default: 3, or the number of nodes if there are fewer]
+    /// Copies of each chunk, 1 to 7, each in a zone of its own [default: 3, or as many as there are zones (or nodes, if all
+    /// are in one zone)]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=7))]
     pub copies: Option<u32>,
     /// Size of the pieces files are cut into: 64KiB to 16MiB, a multiple of 64KiB [default: 4MiB]

@@ -1,13 +1,36 @@
 //! Which cluster is meant: options and environment, laid over a context.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cairn_client::config::{self, ConfigFile, Context};
+use cairn_client::config::{self, ConfigError, ConfigFile, Context};
 use cairn_client::{Client, ClientConfig, Credentials, Pem};
 
 use crate::args::Common;
 use crate::failure::Failure;
+
+/// Variables whose values are text. (`CAIRN_CONFIG` is a path, of any bytes.)
+const VARIABLES: [&str; 6] = [
+    "CAIRN_CONTEXT",
+    "CAIRN_ENDPOINT",
+    "CAIRN_CA_FILE",
+    "CAIRN_TOKEN",
+    "CAIRN_TOKEN_FILE",
+    "CAIRN_SERVER_NAME",
+];
+
+/// Refuses a variable that is not text: to go on as if it were not set would be to act as somebody else.
+pub fn check_environment(variable: impl Fn(&str) -> Option<OsString>) -> Result<(), Failure> {
+    let is_text = |name: &&str| variable(name).is_none_or(|value| value.to_str().is_some());
+    match VARIABLES.iter().find(|name| !is_text(name)) {
+        None => Ok(()),
+        Some(name) => Err(Failure::usage(
+            format!("the environment variable {name} is not UTF-8"),
+            format!("set {name} anew, or unset it"),
+        )),
+    }
+}
 
 /// What was said about the cluster.
 pub struct Target {
@@ -37,12 +60,11 @@ impl Target {
     }
 
     pub fn client(&self, parallel: usize) -> Result<Client, Failure> {
-        let path = config::default_path();
-        let file = match &path {
-            Ok(path) => ConfigFile::read(path)?,
-            Err(_) => ConfigFile::default(),
+        let (path, file) = match config::read_default() {
+            Err(ConfigError::NoHome) => Default::default(),
+            Err(ConfigError::NoSuchFile { .. }) if self.is_complete() => Default::default(),
+            read => read?,
         };
-        let path = path.unwrap_or_default();
         let mut config = self.client_config(&file, &path)?;
         config.parallel_transfers = parallel;
         if let Some(timeout) = self.timeout {
@@ -53,15 +75,15 @@ impl Target {
         Ok(Client::connect(config)?)
     }
 
+    /// Whether no context is needed.
+    fn is_complete(&self) -> bool {
+        self.ca_file.is_some() && !self.endpoints.is_empty() && self.context.is_none()
+    }
+
     /// Options win over the context. A context's credentials are only ever shown to servers that its own CA vouches for.
     fn client_config(&self, file: &ConfigFile, path: &Path) -> Result<ClientConfig, Failure> {
         let folder = path.parent().unwrap_or(Path::new(""));
-        let complete = self.ca_file.is_some() && !self.endpoints.is_empty();
-        let context = if complete && self.context.is_none() {
-            None
-        } else {
-            file.context(self.context.as_deref(), path)?
-        };
+        let context = if self.is_complete() { None } else { file.context(self.context.as_deref(), path)? };
         let mut config = match (context, &self.ca_file) {
             (None, None) => return Err(no_cluster(file)),
             (None, Some(ca)) => ClientConfig::new(Vec::<String>::new(), Pem::File(ca.clone())),
@@ -166,6 +188,19 @@ mod tests {
         let missing = Target { context: Some("three".into()), ..target() };
         let failure = missing.client_config(&file(), Path::new("/c/config.yaml")).unwrap_err();
         assert_eq!(failure.exit as u8, 3);
+    }
+
+    #[test]
+    fn a_variable_that_is_not_text_is_refused_by_name() {
+        use std::os::unix::ffi::OsStringExt;
+        for wanted in VARIABLES {
+            let bad = |name: &str| (name == wanted).then(|| OsString::from_vec(b"secret\xff".to_vec()));
+            let failure = check_environment(bad).unwrap_err();
+            assert!(failure.cause.contains(&format!("{wanted} is not UTF-8")), "{failure:?}");
+            assert!(!failure.cause.contains("secret"), "{failure:?}");
+            assert_eq!(failure.exit as u8, 2);
+        }
+        assert!(check_environment(|name| (name == "CAIRN_TOKEN").then(|| "tökén".into())).is_ok());
     }
 
     #[test]

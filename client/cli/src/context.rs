@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cairn_client::config::{ConfigFile, Context, default_path};
+use cairn_client::config::{ConfigFile, Context, default_path, read_default};
 use serde::Serialize;
 
 use crate::args::ContextCommand;
@@ -23,8 +23,15 @@ struct ContextDocument {
 }
 
 pub fn run(command: ContextCommand, target: &Target, output: &Output) -> Result<Exit, Failure> {
-    let path = default_path()?;
-    let file = ConfigFile::read(&path)?;
+    let (path, file) = match &command {
+        // It may write the first one.
+        ContextCommand::Set { .. } => {
+            let path = default_path()?;
+            let file = ConfigFile::read(&path)?;
+            (path, file)
+        }
+        _ => read_default()?,
+    };
     match command {
         ContextCommand::List => list(&file, output),
         ContextCommand::Show { name } => {

@@ -34,11 +34,18 @@ const SHUTDOWN: Duration = Duration::from_secs(2);
 
 /// Runs the command that was typed; the answer is the exit code of the process.
 pub fn run() -> ExitCode {
-    let arguments = match parse(std::env::args_os()) {
-        Ok(arguments) => arguments,
-        Err(error) => {
-            return not_a_command(&error);
+    let readable = connect::check_environment(|name| std::env::var_os(name));
+    let arguments = match (parse(std::env::args_os()), readable) {
+        (Ok(arguments), Ok(())) => arguments,
+        (Ok(arguments), Err(failure)) => {
+            return Output::new(arguments.common.output, true).failed(&failure);
         }
+        // Variables are parsed like options, but the parser does not say which one it could not read.
+        (Err(error), Err(failure)) if error.kind() == clap::error::ErrorKind::InvalidUtf8 => {
+            let format = if asked_for_json() { args::Format::Json } else { args::Format::Text };
+            return Output::new(format, true).failed(&failure);
+        }
+        (Err(error), _) => return not_a_command(&error),
     };
     let output = Output::new(arguments.common.output, arguments.common.quiet);
     log_to_stderr(arguments.common.verbose);
@@ -68,16 +75,20 @@ fn not_a_command(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return Exit::Ok.into();
     }
-    let typed: Vec<_> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
-    let asked_for_json = typed.iter().any(|word| word == "--output=json" || word == "-ojson")
-        || typed.windows(2).any(|pair| matches!(pair[0].as_str(), "-o" | "--output") && pair[1] == "json");
-    if !asked_for_json {
+    if !asked_for_json() {
         let _ = error.print();
         return Exit::Usage.into();
     }
     let text = error.to_string();
     let cause = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
     Output::new(args::Format::Json, true).failed(&Failure::usage(cause, "see `cairn --help`"))
+}
+
+/// Of a line that could not be parsed.
+fn asked_for_json() -> bool {
+    let typed: Vec<_> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    typed.iter().any(|word| word == "--output=json" || word == "-ojson")
+        || typed.windows(2).any(|pair| matches!(pair[0].as_str(), "-o" | "--output") && pair[1] == "json")
 }
 
 fn parse(typed: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Arguments, clap::Error> {

@@ -92,13 +92,15 @@ fn plan(local: &Path, target: &Address, count: usize) -> Result<Source, Failure>
     }
     let cannot_read = |error: std::io::Error| Failure::io(format!("cannot read {}", local.display()), &error);
     let metadata = std::fs::metadata(local).map_err(cannot_read)?;
-    let own_name = local.file_name().map(name_to_remote).transpose()?;
+    // Only a name that is taken over has to be one that Cairn can have.
+    let taken = local.file_name().filter(|_| target.is_folder);
+    let own_name = taken.map(name_to_remote).transpose()?;
     let below = |name: &str| format!("{}{name}", target.prefix());
     if metadata.is_dir() {
         let prefix = match own_name {
-            Some(name) if target.is_folder => format!("{}/", below(name)),
+            Some(name) => format!("{}/", below(name)),
             // "." and ".." have no name of their own.
-            _ => target.prefix(),
+            None => target.prefix(),
         };
         return Ok(Source::Folder { local: local.to_owned(), prefix });
     }
@@ -107,8 +109,8 @@ fn plan(local: &Path, target: &Address, count: usize) -> Result<Source, Failure>
         return Err(Failure::local(cause, "pipe its content: cairn put - VOLUME/PATH"));
     }
     let path = match own_name {
-        Some(name) if target.is_folder => below(name),
-        _ => target.path.clone(),
+        Some(name) => below(name),
+        None => target.path.clone(),
     };
     Ok(Source::File { local: local.to_owned(), path })
 }
@@ -215,13 +217,32 @@ mod tests {
     }
 
     #[test]
+    fn only_a_name_that_is_taken_over_must_be_utf_8() {
+        let root = tempfile::tempdir().unwrap();
+        let (file, folder) = (bad_name(root.path(), b"bad\xff"), bad_name(root.path(), b"dir\xff"));
+        std::fs::write(&file, "x").unwrap();
+        std::fs::create_dir(&folder).unwrap();
+        let want = Source::File { local: file.clone(), path: "x".into() };
+        assert_eq!(plan(&file, &address("files/x"), 1).unwrap(), want);
+        let want = Source::Folder { local: folder.clone(), prefix: "x/".into() };
+        assert_eq!(plan(&folder, &address("files/x"), 1).unwrap(), want);
+        for local in [&file, &folder] {
+            assert_eq!(plan(local, &address("files/x/"), 1).unwrap_err().code, "INVALID_PATH");
+        }
+    }
+
+    fn bad_name(folder: &Path, name: &[u8]) -> PathBuf {
+        folder.join(std::ffi::OsStr::from_bytes(name))
+    }
+
+    #[test]
     fn a_folder_is_searched_and_what_cannot_be_stored_is_said() {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path();
         std::fs::create_dir_all(folder.join("a/empty")).unwrap();
         std::fs::write(folder.join("a/one"), "1").unwrap();
         std::fs::write(folder.join("two ü"), "22").unwrap();
-        std::fs::write(folder.join(std::ffi::OsStr::from_bytes(b"bad\xff")), "x").unwrap();
+        std::fs::write(bad_name(folder, b"bad\xff"), "x").unwrap();
         std::os::unix::fs::symlink("a", folder.join("link")).unwrap();
         let (finder, mut found) = queue();
         find(vec![Source::Folder { local: folder.to_owned(), prefix: "p/".into() }], &finder);

@@ -63,6 +63,8 @@ async fn volume(client: &Client, name: &str, output: &Output) -> Result<Exit, Fa
     output.answer(&Document { volume: VolumeDocument::from(&volume) }, || {
         lines(&[
             ("volume", shown(&volume.name)),
+            ("files", volume.files.map_or_else(|| "not counted yet".to_owned(), |files| files.to_string())),
+            ("size", volume.size_bytes.map_or_else(|| "not counted yet".to_owned(), exact_size)),
             ("copies", volume.copies.to_string()),
             ("chunk size", exact_size(volume.chunk_size_bytes.into())),
             ("state", state_of(&volume).to_owned()),

@@ -25,6 +25,11 @@ struct Document {
     map_generation: u64,
     intent_generation: u64,
     collecting: u64,
+    /// What the metadata names has been compared with what the present disks hold.
+    compared: bool,
+    lost_files: u64,
+    /// The first of them, as volume/path.
+    lost: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -131,17 +136,13 @@ fn describe(status: &StatusResponse) -> String {
         ]
     });
     let rows: Vec<Vec<String>> = std::iter::once(titles.map(str::to_owned).to_vec()).chain(rows).collect();
-    let health = match (is_settled(status), status.unavailable) {
-        (true, _) => "settled: everything has all its copies",
-        (false, 0) => "everything can be read; copies are missing or not yet compared",
-        (false, _) => "some files cannot be read now",
-    };
     let live = status.nodes.iter().filter(|node| node.state() == NodeState::NodeLive).count();
     let mut text = format!(
-        "cluster {}: {live} of {} live; {}\n{health}\n\n{}",
+        "cluster {}: {live} of {} live; {}\n{}\n\n{}",
         shown(&status.cluster),
         count(status.nodes.len() as u64, "node"),
         summary(status),
+        health(status),
         table(&rows, &[3, 4, 5, 6, 7])
     );
     if status.collecting > 0 {
@@ -149,6 +150,31 @@ fn describe(status: &StatusResponse) -> String {
             &format!("\n{} wait to be removed from the disks\n", count(status.collecting, "deleted file"));
     }
     text
+}
+
+/// One line on whether everything is there, with the names of what is lost.
+fn health(status: &StatusResponse) -> String {
+    if status.lost_files > 0 {
+        let mut text = format!(
+            "DATA LOST: {} with content that no disk has any more; upload them again, or remove them:",
+            count(status.lost_files, "file")
+        );
+        status.lost.iter().for_each(|name| text += &format!("\n  {}", shown(name)));
+        let more = status.lost_files.saturating_sub(status.lost.len() as u64);
+        if more > 0 {
+            text += &format!("\n  and {more} more");
+        }
+        return text;
+    }
+    let text = match (is_settled(status), status.unavailable, status.compared) {
+        (true, ..) => "settled: everything has all its copies",
+        (false, 0, true) => "everything can be read; copies are missing or not yet compared",
+        (false, 0, false) => {
+            "not yet known whether everything is there: the disks are being compared with the metadata"
+        }
+        (false, ..) => "some files cannot be read now",
+    };
+    text.to_owned()
 }
 
 fn document(status: &StatusResponse) -> Document {
@@ -180,6 +206,9 @@ fn document(status: &StatusResponse) -> Document {
         map_generation: status.map_generation,
         intent_generation: status.intent_generation,
         collecting: status.collecting,
+        compared: status.compared,
+        lost_files: status.lost_files,
+        lost: status.lost.clone(),
     }
 }
 
@@ -207,8 +236,11 @@ pub async fn stop(client: &Client, name: &str, output: &Output) -> Result<Exit, 
 }
 
 pub async fn start(client: &Client, name: &str, output: &Output) -> Result<Exit, Failure> {
-    client.start_node(name).await?;
-    output.done(&NodeDone { node: name, done: "started" }, || format!("started {name}\n"));
+    let (done, text) = match client.start_node(name).await? {
+        true => ("started", format!("started {name}\n")),
+        false => ("running", format!("{name} runs already\n")),
+    };
+    output.done(&NodeDone { node: name, done }, || text);
     Ok(Exit::Ok)
 }
 
@@ -231,6 +263,7 @@ mod tests {
             settled,
             degraded,
             unavailable,
+            compared: true,
             nodes: vec![node("n1", NodeState::NodeLive), node("n2", NodeState::NodeDown)],
             ..StatusResponse::default()
         }
@@ -253,5 +286,14 @@ mod tests {
         assert!(text.contains("n2") && text.contains("down"));
         assert!(describe(&status(128, 0, 0)).contains("everything has all its copies"));
         assert!(describe(&status(0, 1, 2)).contains("cannot be read"));
+        let fresh = StatusResponse { compared: false, ..status(0, 128, 0) };
+        assert!(describe(&fresh).contains("not yet known whether everything is there"));
+        let lost = vec!["docs/a\u{1b}[2J".to_owned()];
+        let lost = StatusResponse { lost_files: 2, lost, ..status(127, 1, 0) };
+        let text = describe(&lost);
+        assert!(
+            text.contains("DATA LOST: 2 files") && text.contains("docs/a") && text.contains("and 1 more")
+        );
+        assert!(!text.contains('\u{1b}'));
     }
 }

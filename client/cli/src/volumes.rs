@@ -16,6 +16,9 @@ pub struct VolumeDocument {
     pub chunk_size_bytes: u32,
     pub state: &'static str,
     pub created: Option<String>,
+    /// When last counted.
+    pub files: Option<u64>,
+    pub size_bytes: Option<u64>,
 }
 
 impl From<&Volume> for VolumeDocument {
@@ -27,6 +30,8 @@ impl From<&Volume> for VolumeDocument {
             chunk_size_bytes: volume.chunk_size_bytes,
             state: state_of(volume),
             created: utc_time(volume.created_unix_ms),
+            files: volume.files,
+            size_bytes: volume.size_bytes,
         }
     }
 }
@@ -49,17 +54,20 @@ pub async fn list(client: &Client, output: &Output) -> Result<Exit, Failure> {
         if volumes.is_empty() {
             return "there is no volume yet: create one with `cairn mkvol NAME`\n".to_owned();
         }
-        let titles = ["NAME", "COPIES", "CHUNK SIZE", "STATE", "CREATED"].map(str::to_owned).to_vec();
+        let titles =
+            ["NAME", "FILES", "SIZE", "COPIES", "CHUNK SIZE", "STATE", "CREATED"].map(str::to_owned).to_vec();
         let rows = volumes.iter().map(|volume| {
             vec![
                 shown(&volume.name),
+                volume.files.map_or_else(|| "?".to_owned(), |files| files.to_string()),
+                volume.size_bytes.map_or_else(|| "?".to_owned(), size),
                 volume.copies.to_string(),
                 size(volume.chunk_size_bytes.into()),
                 state_of(volume).to_owned(),
                 local_time(volume.created_unix_ms),
             ]
         });
-        table(&std::iter::once(titles).chain(rows).collect::<Vec<_>>(), &[1, 2])
+        table(&std::iter::once(titles).chain(rows).collect::<Vec<_>>(), &[1, 2, 3, 4])
     });
     Ok(Exit::Ok)
 }

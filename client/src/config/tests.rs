@@ -39,6 +39,24 @@ fn the_path_follows_the_environment() {
 }
 
 #[test]
+fn a_file_that_was_named_must_exist() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("contexts.yaml");
+    let read = |key: &'static str| {
+        let value = if key == "HOME" { folder.path().to_owned() } else { path.clone() };
+        read_from(move |name| (name == key).then(|| value.clone()))
+    };
+    let error = read("CAIRN_CONFIG").unwrap_err();
+    assert!(matches!(error, ConfigError::NoSuchFile { .. }), "{error}");
+    for part in ["CAIRN_CONFIG", "contexts.yaml"] {
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    assert_eq!(read("HOME").unwrap().1, ConfigFile::default(), "nobody named that one");
+    sample().write(&path).unwrap();
+    assert_eq!(read("CAIRN_CONFIG").unwrap(), (path.clone(), sample()));
+}
+
+#[test]
 fn what_is_written_is_read_and_is_private() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("new").join("config.yaml");

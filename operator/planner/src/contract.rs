@@ -44,6 +44,8 @@ pub mod env {
     pub const CLIENT_TOKENS_FILE: &str = "CLIENT_TOKENS_FILE";
     /// Nodes that the cluster has when it is complete: the first map waits for them.
     pub const EXPECTED_NODES: &str = "EXPECTED_NODES";
+    /// Bytes of the disk that a node uses, at most: those asked for, also where the disk is a folder of a larger one.
+    pub const CAPACITY: &str = "CAPACITY";
 }
 
 /// Entries of Secrets and ConfigMaps.
@@ -98,7 +100,10 @@ pub const VOLUME_FINALIZER: &str = "cairn.storage/volume";
 /// Version of the renderer in `resources.rs`: part of every cluster's record. A change that alters pod templates must
 /// raise it and keep rendering the old one for clusters that were installed with it, because upgrading the operator
 /// must restart no storage pod.
-pub const RENDERER: i32 = 1;
+///
+/// - 1: the first.
+/// - 2: pods are told the size of their disk ([`env::CAPACITY`]).
+pub const RENDERER: i32 = 2;
 
 /// Names of a cluster's objects.
 pub struct Names<'a> {

@@ -78,6 +78,10 @@ pub struct NodesReport {
     pub capacity_bytes: i64,
     pub used_bytes: i64,
     pub placement_groups: PlacementGroups,
+    /// Files with content that no disk has any more.
+    pub lost_files: u64,
+    /// The first of them, as volume/path.
+    pub lost: Vec<String>,
     /// `None`: the metadata store answers. Otherwise, what it (or the node) said.
     pub metadata_problem: Option<String>,
 }

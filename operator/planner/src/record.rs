@@ -135,6 +135,7 @@ fn read_set(record: &mut Record, set: &StatefulSet, wanted: &ValidCluster) -> Op
     record.disk_bytes = Quantity(size.0.clone()).bytes().ok()?;
     record.disk_size.clone_from(&size.0);
     let pod = spec.template.spec.as_ref()?;
+    record.renderer = rendered_with(pod);
     record.zone_label.clone_from(pod.node_selector.as_ref()?.keys().next()?);
     let secret = pod.volumes.iter().flatten().find(|volume| volume.name == "kek")?.secret.as_ref()?;
     record.key_secret.clone_from(secret.secret_name.as_ref()?);
@@ -143,6 +144,12 @@ fn read_set(record: &mut Record, set: &StatefulSet, wanted: &ValidCluster) -> Op
         record.default_image = pod.containers.first()?.image.clone();
     }
     Some(())
+}
+
+/// The renderer that a pod's template was made with, by what the later ones added.
+fn rendered_with(pod: &PodSpec) -> i32 {
+    let mut variables = pod.containers.iter().flat_map(|container| container.env.iter().flatten());
+    if variables.any(|variable| variable.name == env::CAPACITY) { 2 } else { 1 }
 }
 
 fn stored_prefix(pod: &PodSpec) -> Option<String> {

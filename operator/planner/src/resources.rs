@@ -1,7 +1,8 @@
 //! Renders a cluster's objects. A function of the held spec alone: nothing observed has a say in what should be.
 //!
-//! This is renderer 1 ([`crate::contract::RENDERER`]). Whatever changes a pod template here restarts every storage pod
-//! of every cluster, so such a change is a new renderer beside this one; `scenarios/first-install.objects.yaml` shows it.
+//! Whatever changes a pod template here would restart every storage pod of every cluster, so such a change is a new
+//! renderer ([`crate::contract::RENDERER`] lists them), and a cluster keeps the one it was installed with;
+//! `scenarios/first-install.objects.yaml` shows the newest.
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use serde::Serialize;
@@ -25,7 +26,7 @@ pub fn render(held: &Held) -> Vec<Object> {
         disruption_budget(cluster),
     ];
     for zone in &cluster.pool.zones {
-        objects.push(Object::StatefulSet(Box::new(stateful_set(cluster, zone, &held.image))));
+        objects.push(Object::StatefulSet(Box::new(stateful_set(held, zone))));
     }
     objects.iter_mut().for_each(mark);
     objects
@@ -159,7 +160,8 @@ fn disruption_budget(cluster: &ValidCluster) -> Object {
 
 /// `OnDelete`, so that the operator alone decides which pod restarts and when; `Parallel`, because nodes of a zone do not
 /// wait for each other. Disks are kept whatever happens to the set.
-fn stateful_set(cluster: &ValidCluster, zone: &ValidZone, image: &str) -> StatefulSet {
+fn stateful_set(held: &Held, zone: &ValidZone) -> StatefulSet {
+    let cluster = &held.cluster;
     let pool = &cluster.pool;
     let names = cluster.names();
     let selector = merged(pod_selector(cluster), &json!({ label::POOL: pool.name, label::ZONE: zone.name }));
@@ -186,7 +188,7 @@ fn stateful_set(cluster: &ValidCluster, zone: &ValidZone, image: &str) -> Statef
             "selector": { "matchLabels": selector },
             "template": {
                 "metadata": { "labels": all_labels },
-                "spec": pod_spec(cluster, zone, image, &selector),
+                "spec": pod_spec(held, zone, &selector),
             },
             "volumeClaimTemplates": [{
                 "apiVersion": "v1",
@@ -198,7 +200,8 @@ fn stateful_set(cluster: &ValidCluster, zone: &ValidZone, image: &str) -> Statef
     }))
 }
 
-fn pod_spec(cluster: &ValidCluster, zone: &ValidZone, image: &str, selector: &Value) -> Value {
+fn pod_spec(held: &Held, zone: &ValidZone, selector: &Value) -> Value {
+    let cluster = &held.cluster;
     json!({
         "serviceAccountName": cluster.names().service_account(),
         "automountServiceAccountToken": false,
@@ -220,12 +223,13 @@ fn pod_spec(cluster: &ValidCluster, zone: &ValidZone, image: &str, selector: &Va
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": { "type": "RuntimeDefault" },
         },
-        "containers": [container(cluster, zone, image)],
+        "containers": [container(held, zone)],
         "volumes": volumes(cluster),
     })
 }
 
-fn container(cluster: &ValidCluster, zone: &ValidZone, image: &str) -> Value {
+fn container(held: &Held, zone: &ValidZone) -> Value {
+    let cluster = &held.cluster;
     let probe = |path: &str, period_s: i32, failures: i32| {
         json!({
             "httpGet": { "path": path, "port": pod::HTTP_PORT_NAME, "scheme": "HTTPS" },
@@ -236,10 +240,10 @@ fn container(cluster: &ValidCluster, zone: &ValidZone, image: &str) -> Value {
     };
     json!({
         "name": pod::CONTAINER,
-        "image": image,
+        "image": held.image,
         "imagePullPolicy": "IfNotPresent",
         "command": [pod::COMMAND],
-        "env": environment(cluster, zone),
+        "env": environment(held, zone),
         "ports": [
             { "name": pod::GRPC_PORT_NAME, "containerPort": cluster.grpc_port, "protocol": "TCP" },
             { "name": pod::HTTP_PORT_NAME, "containerPort": cluster.http_port, "protocol": "TCP" },
@@ -268,7 +272,8 @@ fn resources(cluster: &ValidCluster) -> Value {
     serde_json::to_value(given).expect("amounts are plain data")
 }
 
-fn environment(cluster: &ValidCluster, zone: &ValidZone) -> Value {
+fn environment(held: &Held, zone: &ValidZone) -> Value {
+    let cluster = &held.cluster;
     let names = cluster.names();
     let file = |folder: &str, name: &str| format!("{folder}/{name}");
     let mut variables = vec![
@@ -287,6 +292,9 @@ fn environment(cluster: &ValidCluster, zone: &ValidZone) -> Value {
     set(env::TLS_CA_FILE, file(pod::TLS_DIR, entry::CA_CERTIFICATE));
     set(env::KEK_FILE, file(pod::KEK_DIR, entry::KEK));
     set(env::CLIENT_TOKENS_FILE, file(pod::TOKENS_DIR, entry::TOKENS));
+    if held.record.renderer >= 2 {
+        set(env::CAPACITY, cluster.pool.disk.bytes.to_string());
+    }
     if let MetadataStore::Etcd { endpoints, prefix, tls_secret } = &cluster.metadata {
         let mut url = format!("etcd://{}/{prefix}", endpoints.join(","));
         if tls_secret.is_some() {

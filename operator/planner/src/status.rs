@@ -208,7 +208,9 @@ fn data(situation: &Situation) -> [Found; 3] {
     } else {
         ("Available", "True", Finding::new("Serving", format!("{live} nodes serve all data")))
     };
-    let protected = if groups.total > 0 && groups.settled == groups.total {
+    let protected = if report.lost_files > 0 {
+        ("DataProtected", "False", Finding::new("DataLost", lost(report)))
+    } else if groups.total > 0 && groups.settled == groups.total {
         ("DataProtected", "True", Finding::new("Settled", "every copy is where it should be"))
     } else {
         let message = format!("{} of {} placement groups are settled", groups.settled, groups.total);
@@ -220,6 +222,20 @@ fn data(situation: &Situation) -> [Found; 3] {
         Some(problem) => ("MetadataHealthy", "False", Finding::new("MetadataUnavailable", problem.clone())),
     };
     [available, protected, metadata]
+}
+
+/// Which files are lost, in a condition's words.
+fn lost(report: &NodesReport) -> String {
+    /// Names in the message; `cairn status` shows more.
+    const SHOWN: usize = 3;
+    let names: Vec<String> = report.lost.iter().take(SHOWN).map(|name| format!("{name:?}")).collect();
+    let more = report.lost_files.saturating_sub(names.len() as u64);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!(
+        "{} files have content that no disk has any more: {}{more}; upload them again, or delete them",
+        report.lost_files,
+        names.join(", ")
+    )
 }
 
 /// Conditions with generation and times.
@@ -264,6 +280,8 @@ mod tests {
             generation: Some(3),
             ready: names.clone(),
             report: Some(NodesReport {
+                lost_files: 0,
+                lost: Vec::new(),
                 live: names,
                 capacity_bytes: 4 << 30,
                 used_bytes: 1 << 30,

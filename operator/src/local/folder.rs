@@ -121,6 +121,16 @@ impl Folder {
         Ok(())
     }
 
+    /// Whether metadata or a node's disk holds anything. The folders alone are made before; what is in them was written
+    /// with the key at hand.
+    pub fn is_in_use(&self) -> bool {
+        let holds_any =
+            |folder: &Path| fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
+        let nodes = fs::read_dir(self.root.join("nodes"));
+        let mut nodes = nodes.into_iter().flatten().flatten();
+        holds_any(&self.metadata()) || nodes.any(|node| holds_any(&node.path()))
+    }
+
     /// What is installed; `None` before the first start.
     pub fn installed(&self) -> Result<Option<Installed>, FolderError> {
         let path = self.root.join(STATE);
@@ -205,6 +215,19 @@ mod tests {
         assert_eq!(folder.installed().unwrap(), Some(installed()));
         assert_eq!(fs::metadata(folder.root()).unwrap().permissions().mode() & 0o777, 0o700);
         assert!(folder.node("n-0").is_dir());
+    }
+
+    #[test]
+    fn metadata_or_a_nodes_disk_alone_is_use() {
+        for held in ["metadata/store", "nodes/n-1/identity"] {
+            let parent = tempfile::tempdir().unwrap();
+            let folder = Folder::open(&parent.path().join("data")).unwrap();
+            assert!(!folder.is_in_use(), "nothing is there");
+            folder.prepare(["n-0", "n-1"]).unwrap();
+            assert!(!folder.is_in_use(), "empty folders");
+            fs::write(folder.root().join(held), "x").unwrap();
+            assert!(folder.is_in_use(), "{held}");
+        }
     }
 
     #[test]

@@ -86,12 +86,12 @@ impl NodeHost {
         self.ended.subscribe()
     }
 
-    /// Starts the node and waits until it listens. One that runs is left alone.
-    pub async fn start(&self) -> Result<(), NodeError> {
+    /// Starts the node and waits until it listens. One that runs is left alone (`false`).
+    pub async fn start(&self) -> Result<bool, NodeError> {
         let mut running = self.running.lock().await;
         if let Some(old) = running.as_mut() {
             if old.done.try_recv() == Err(oneshot::error::TryRecvError::Empty) {
-                return Ok(());
+                return Ok(false);
             }
             // It ended by itself; what is left of it goes first.
             running.take().expect("it was there a moment ago").cut().await;
@@ -119,7 +119,7 @@ impl NodeHost {
         let problem = match tokio::time::timeout(START_LIMIT, started).await {
             Ok(Ok(())) => {
                 *running = Some(new);
-                return Ok(());
+                return Ok(true);
             }
             Ok(Err(_)) => {
                 // It says why a moment after it has given up starting.

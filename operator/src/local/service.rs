@@ -129,7 +129,7 @@ impl Local for LocalService {
     ) -> Result<Response<StartNodeResponse>, Status> {
         let node = self.node(&request.into_inner().name)?;
         match tokio::spawn(async move { node.start().await }).await {
-            Ok(Ok(())) => Ok(Response::new(StartNodeResponse {})),
+            Ok(Ok(started)) => Ok(Response::new(StartNodeResponse { already_running: !started })),
             Ok(Err(error)) => Err(Refusal::new(ErrorCode::Unavailable, error.to_string()).into()),
             Err(error) => Err(Refusal::new(ErrorCode::Internal, error.to_string()).into()),
         }

@@ -36,8 +36,13 @@ const INTENT_GENERATION: u64 = 1;
 pub enum SupervisorError {
     #[error(transparent)]
     Secrets(#[from] SecretsError),
-    #[error("{path}: {error}; it seals every volume's key: restore it from a backup", path = path.display())]
+    #[error(
+        "{path}: {error}; restore it from a backup: nothing that is stored can be read without it",
+        path = path.display()
+    )]
     Kek { path: PathBuf, error: KekError },
+    #[error("{path}: {error}; nothing is stored yet: delete it, and a new one is made", path = path.display())]
+    FirstKek { path: PathBuf, error: KekError },
     #[error(
         "{kek} is gone, and nothing that is stored can be read without it: put it back from a backup, or begin anew with \
          another data folder",
@@ -82,9 +87,8 @@ impl Supervisor {
         let (clock, random) =
             (cairn_node::env::real::RealClock::default(), cairn_node::env::real::RealRandom);
         let kek = SecretFiles::in_folder(&folder.secrets()).kek;
-        // The folder alone is made before; what is in it has been written with the key at hand.
-        let has_metadata = std::fs::read_dir(folder.metadata()).is_ok_and(|mut files| files.next().is_some());
-        if !kek.exists() && has_metadata {
+        let in_use = folder.is_in_use();
+        if !kek.exists() && in_use {
             return Err(SupervisorError::KekLost { kek });
         }
         let made = secrets::init(&folder.secrets(), &cluster.name, &[host], &clock, &random)?;
@@ -92,7 +96,7 @@ impl Supervisor {
             tracing::info!(folder = %folder.secrets().display(), "made keys, certificates and a client's token");
         }
         let secrets = made.files;
-        let kek = Arc::new(read_kek(&secrets)?);
+        let kek = Arc::new(read_kek(&secrets, in_use)?);
         let env = node::env(&secrets)?;
         let store = EmbeddedStore::open(env.clone(), &folder.metadata()).await;
         let meta: SharedMeta = Arc::new(store.map_err(|error| SupervisorError::Store(error.to_string()))?);
@@ -122,6 +126,11 @@ impl Supervisor {
 
     pub fn secrets(&self) -> &SecretFiles {
         &self.secrets
+    }
+
+    /// The metadata store, which serves before any node does.
+    pub fn meta(&self) -> &SharedMeta {
+        &self.meta
     }
 
     /// A client with the operator's certificate.
@@ -198,10 +207,15 @@ impl Supervisor {
     }
 }
 
-fn read_kek(secrets: &SecretFiles) -> Result<Kek, SupervisorError> {
-    let path = &secrets.kek;
-    let content = std::fs::read(path).map_err(|error| SupervisorError::Read { path: path.clone(), error })?;
-    Kek::parse(&content).map_err(|error| SupervisorError::Kek { path: path.clone(), error })
+fn read_kek(secrets: &SecretFiles, in_use: bool) -> Result<Kek, SupervisorError> {
+    let path = secrets.kek.clone();
+    match std::fs::read(&path) {
+        Err(error) => Err(SupervisorError::Read { path, error }),
+        Ok(content) => Kek::parse(&content).map_err(|error| match in_use {
+            true => SupervisorError::Kek { path, error },
+            false => SupervisorError::FirstKek { path, error },
+        }),
+    }
 }
 
 fn connect(

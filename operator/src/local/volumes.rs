@@ -4,10 +4,17 @@ use std::time::Duration;
 
 use cairn_client::Client;
 use cairn_crds::Volume;
+use cairn_node::meta::{
+    SharedMeta,
+    keys::{
+        self,
+        volume::{State, VolumeRecord},
+    },
+};
 use cairn_planner::{
     Mode,
     health::is_true,
-    volume::{Stored, VolumeAction, VolumeObserved, VolumeOutcome, reconcile},
+    volume::{Stored, StoredVolume, VolumeAction, VolumeObserved, VolumeOutcome, reconcile},
 };
 use k8s_openapi::jiff::Timestamp;
 
@@ -30,6 +37,40 @@ pub fn check(wanted: &Wanted) -> Result<(), LocalError> {
         accepted(volume, &reconcile(&observed, Timestamp::now()))?;
     }
     Ok(())
+}
+
+/// Refuses volumes that differ from those in the metadata store, before any node is started.
+pub async fn check_stored(meta: &SharedMeta, planned: &Planned) -> Result<(), LocalError> {
+    for volume in &planned.volumes {
+        let observed = VolumeObserved {
+            mode: Mode::Local,
+            volume: volume.clone(),
+            cluster: Some(planned.resource.clone()),
+            stored: look_up(meta, name(volume)).await,
+        };
+        accepted(volume, &reconcile(&observed, Timestamp::now()))?;
+    }
+    Ok(())
+}
+
+/// As [`nodes::stored`], while there is no node to ask. What cannot be read is left for the nodes to tell.
+async fn look_up(meta: &SharedMeta, name: &str) -> Stored {
+    let entry = match meta.get(&keys::volume::key(name)).await {
+        Ok(Some(entry)) => entry,
+        Ok(None) => return Stored::Absent,
+        Err(error) => return Stored::Unknown(error.to_string()),
+    };
+    match keys::from_json::<VolumeRecord>(&entry) {
+        Ok(record) => Stored::Present(StoredVolume {
+            id: record.id.to_string(),
+            copies: record.copies.into(),
+            chunk_size_bytes: record.chunk_size_bytes.into(),
+            being_deleted: record.state == State::Deleting,
+            files: None,
+            bytes: None,
+        }),
+        Err(error) => Stored::Unknown(error.to_string()),
+    }
 }
 
 /// Makes every volume exist.

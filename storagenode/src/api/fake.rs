@@ -351,6 +351,7 @@ impl Files for FakeFiles {
             chunk_size_bytes: chunk_size_bytes.max(65_536),
             state: VolumeState::Active,
             created_unix_ms: 0,
+            count: None,
         };
         volumes.insert(name.to_string(), volume.clone());
         Ok((volume, true))

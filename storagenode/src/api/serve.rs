@@ -21,10 +21,13 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
-use super::observe::{Observed, Observer};
+use super::{
+    drain,
+    observe::{Observed, Observer, RefusalCode},
+};
 use crate::{
     env::{Accepted, Env, Listener, PeerIdentity},
-    metrics::{InterfaceLabels, Metrics},
+    metrics::{Interface, InterfaceLabels, Metrics},
 };
 
 /// What a listener puts up with.
@@ -147,6 +150,7 @@ impl Server {
         let remote = connection.remote.clone();
         let activity = Arc::new(Activity::default());
         let service = RequestService {
+            env: self.env.clone(),
             router: self.router.clone(),
             connection,
             observer: self.observer.clone(),
@@ -235,6 +239,7 @@ impl Drop for Counted {
 
 /// Hands one connection's requests to the router, with the connection's facts, and watches them to their end.
 struct RequestService {
+    env: Env,
     router: Router,
     connection: Connection,
     observer: Arc<Observer>,
@@ -247,12 +252,22 @@ impl hyper::service::Service<Request<Incoming>> for RequestService {
     type Future = crate::env::BoxFuture<'static, Result<Self::Response, Infallible>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let mut request = request.map(Body::new);
-        request.extensions_mut().insert(self.connection.clone());
+        let (mut parts, body) = request.into_parts();
+        // Streams of gRPC end as its library ends them.
+        let (body, rest) = match self.observer.interface() {
+            Interface::Grpc => (Body::new(body), None),
+            Interface::Http => drain::hold(body, &parts.headers, &self.env),
+        };
+        parts.extensions.insert(self.connection.clone());
+        let request = Request::from_parts(parts, body);
         let watch = self.observer.begin(&request, ActiveRequest::begin(&self.activity));
         let mut router = self.router.clone();
         Box::pin(async move {
             let response = router.call(request).await?;
+            if let Some(rest) = rest {
+                let refusal = response.extensions().get::<RefusalCode>().map(|code| code.0);
+                rest.drain(refusal).await;
+            }
             Ok(watch.response(response))
         })
     }

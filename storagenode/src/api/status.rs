@@ -124,7 +124,8 @@ catalogue! {
     Conflict => Aborted 409, "Changed at the same time",
         "nothing was changed by this request; repeat it";
     OutOfSpace => ResourceExhausted 507, "Disks are full",
-        "delete files, or add disk space or nodes; deleting still works";
+        "delete files (which still works; their space is free after they have rested, by default for 15 minutes), or add \
+         disk space or nodes";
     ChunkUnavailable => Unavailable 503 retry 5, "No copy within reach",
         "bring the nodes back that hold the file (its chunk locations name them), or try again later";
     DataCorrupt => DataLoss 500, "Every copy is damaged",

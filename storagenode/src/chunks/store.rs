@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use cairn_placement::{ChunkId, MAX_COPIES, PgId};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::{
     ChunkError, CopySummary, Counters, InventoryEntry, OpenError, Presence, Purpose, PutError, PutOutcome,
@@ -158,8 +158,8 @@ impl ChunkStore {
         let flight = loop {
             match self.inner.flights.enter(chunk.header.id) {
                 Ok(flight) => break flight,
-                Err(mut landed) => {
-                    let _ = landed.changed().await;
+                Err(landed) => {
+                    let _ = landed.acquire().await;
                 }
             }
         };
@@ -396,31 +396,33 @@ fn open_blocking(env: &Env, options: &StoreOptions) -> Result<Opened, OpenError>
 
 /// Ids that are being written.
 #[derive(Default)]
-struct Flights(Mutex<HashMap<ChunkId, watch::Receiver<()>>>);
+struct Flights(Mutex<HashMap<ChunkId, Arc<Semaphore>>>);
 
 /// The right to write one id; others wait until it is dropped.
 pub struct Flight {
     flights: Arc<Flights>,
     id: ChunkId,
-    _landed: watch::Sender<()>,
+    /// Never has a permit; closed when this is dropped, which ends every wait for one.
+    landed: Arc<Semaphore>,
 }
 
 impl Flights {
-    /// The right to write `id`, or something that ends when the one who has it is done.
-    fn enter(self: &Arc<Self>, id: ChunkId) -> Result<Flight, watch::Receiver<()>> {
+    /// The right to write `id`, or what is closed when the one who has it is done.
+    fn enter(self: &Arc<Self>, id: ChunkId) -> Result<Flight, Arc<Semaphore>> {
         let mut flights = self.0.lock();
         if let Some(landed) = flights.get(&id) {
             return Err(landed.clone());
         }
-        let (sender, landed) = watch::channel(());
-        flights.insert(id, landed);
-        Ok(Flight { flights: self.clone(), id, _landed: sender })
+        let landed = Arc::new(Semaphore::new(0));
+        flights.insert(id, landed.clone());
+        Ok(Flight { flights: self.clone(), id, landed })
     }
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
         self.flights.0.lock().remove(&self.id);
+        self.landed.close();
     }
 }
 

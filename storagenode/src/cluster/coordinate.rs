@@ -46,6 +46,9 @@ impl Term {
 pub trait Housekeeping: Send + Sync {
     /// One round.
     async fn round(&self, term: &Term);
+
+    /// What goes on beside the rounds for as long as the term lasts; never ends.
+    async fn beside(&self, term: &Term);
 }
 
 pub struct Coordinator {
@@ -76,9 +79,7 @@ impl Coordinator {
     /// Waits until the post is free, takes it if nobody is faster, and serves until it is lost.
     async fn stand(&self) -> Result<(), MetaError> {
         let vacant = |state: &ClusterState| (state.revision > 0 && state.coordinator.is_none()).then_some(());
-        if self.view.wait_for(vacant).await.is_none() {
-            return std::future::pending().await;
-        }
+        self.view.wait_for(vacant).await;
         let lease = self.meta.grant(self.options.lease_ttl).await?;
         let result = self.elect_and_serve(lease).await;
         let _ = self.meta.revoke(lease).await;
@@ -103,6 +104,7 @@ impl Coordinator {
             biased;
             ended = self.hold(lease) => ended,
             ended = self.serve(&term) => ended,
+            () = self.housekeeping.beside(&term) => Ok(()),
         }
     }
 

@@ -3,11 +3,12 @@
 //! One task reads the prefix at one revision and watches it from the next. While the store is away the last state
 //! stays (R13), and the task tries again with a bounded, growing pause. A state only ever gets newer.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use cairn_placement::{ClusterMap, Incarnation, NodeId};
-use tokio::sync::watch;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -53,49 +54,72 @@ pub struct ClusterState {
     pub tick: u64,
     pub coordinator: Option<String>,
     pub intent: Option<keys::intent::IntentRecord>,
+    /// The latest comparison of metadata and disks, of whatever map and disks; see [`ClusterState::truth`].
+    pub compared: Option<keys::truth::TruthRecord>,
 }
 
 impl ClusterState {
     pub fn node_by_name(&self, name: &str) -> Option<&NodeInfo> {
         self.nodes.values().find(|node| node.name == name)
     }
+
+    /// Digest of the disks that the map's nodes have now.
+    pub fn disks(&self) -> [u8; 16] {
+        let mut hasher = blake3::Hasher::new();
+        for id in self.map.iter().flat_map(|map| map.nodes.keys()) {
+            hasher.update(&id.0.to_le_bytes());
+            hasher.update(self.nodes.get(id).map_or(&[0; 16], |node| &node.incarnation.0));
+        }
+        let mut disks = [0; 16];
+        disks.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+        disks
+    }
+
+    /// What the comparison of metadata and disks found under the present map and with the present disks (R3).
+    pub fn truth(&self) -> Option<&keys::truth::TruthRecord> {
+        let map = self.map.as_ref()?;
+        let compared = self.compared.as_ref()?;
+        (compared.map_generation == map.generation && compared.disks == self.disks()).then_some(compared)
+    }
 }
 
 /// Shares the newest [`ClusterState`].
 #[derive(Clone)]
-pub struct View {
-    receiver: watch::Receiver<Arc<ClusterState>>,
+pub struct View(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<Arc<ClusterState>>,
+    /// Wakes whoever waits for another state, in the order in which they began to.
+    changed: Notify,
 }
 
 impl View {
     /// Starts the mirror, which runs until `stop`.
     pub fn start(env: Env, meta: SharedMeta, stop: CancellationToken) -> Self {
-        let (sender, receiver) = watch::channel(Arc::new(ClusterState::default()));
+        let shared = Arc::<Shared>::default();
+        let mirror = Mirror { meta, entries: BTreeMap::new(), map: None, shared: shared.clone() };
         tokio::spawn(async move {
-            let mirror = Mirror { meta, entries: BTreeMap::new(), map: None, sender };
             stop.run_until_cancelled(mirror.run(env)).await;
         });
-        Self { receiver }
+        Self(shared)
     }
 
     pub fn current(&self) -> Arc<ClusterState> {
-        self.receiver.borrow().clone()
+        self.0.state.lock().clone()
     }
 
-    /// Waits until `wanted` gives something, or the mirror has ended.
-    pub async fn wait_for<T>(&self, mut wanted: impl FnMut(&ClusterState) -> Option<T>) -> Option<T> {
-        let mut receiver = self.receiver.clone();
+    /// Waits until `wanted` gives something: for ever if the mirror has ended, as it does when the node stops.
+    pub async fn wait_for<T>(&self, mut wanted: impl FnMut(&ClusterState) -> Option<T>) -> T {
         loop {
-            if let Some(found) = wanted(&receiver.borrow_and_update()) {
-                return Some(found);
+            // Before looking: what comes after the look wakes us up.
+            let mut changed = pin!(self.0.changed.notified());
+            changed.as_mut().enable();
+            if let Some(found) = wanted(&self.current()) {
+                return found;
             }
-            receiver.changed().await.ok()?;
+            changed.await;
         }
-    }
-
-    /// Ends when the state is newer than `revision`, or the mirror has ended.
-    pub async fn newer_than(&self, revision: u64) {
-        self.wait_for(|state| (state.revision > revision).then_some(())).await;
     }
 }
 
@@ -103,19 +127,19 @@ struct Mirror {
     meta: SharedMeta,
     entries: BTreeMap<Bytes, KeyValue>,
     map: Option<(u64, Arc<ClusterMap>)>,
-    sender: watch::Sender<Arc<ClusterState>>,
+    shared: Arc<Shared>,
 }
 
 impl Mirror {
     async fn run(mut self, env: Env) {
         let mut pause = RETRY_MIN;
         loop {
-            let before = self.sender.borrow().revision;
+            let before = self.newest();
             let error = match self.follow().await {
                 Ok(()) => return,
                 Err(error) => error,
             };
-            if self.sender.borrow().revision > before {
+            if self.newest() > before {
                 pause = RETRY_MIN;
             }
             warn!(%error, retry_ms = pause.as_millis() as u64, "lost sight of the metadata store");
@@ -124,10 +148,15 @@ impl Mirror {
         }
     }
 
+    /// Revision of the newest state.
+    fn newest(&self) -> u64 {
+        self.shared.state.lock().revision
+    }
+
     /// Reads, then watches; only an error ends it.
     async fn follow(&mut self) -> Result<(), MetaError> {
         let page = self.meta.range(RangeRead::prefix(keys::CLUSTER_PREFIX)).await?;
-        let newest = self.sender.borrow().revision;
+        let newest = self.newest();
         if page.revision < newest {
             return Err(MetaError::Unavailable(format!(
                 "it answers with revision {}, behind {newest} which it has shown before",
@@ -154,7 +183,8 @@ impl Mirror {
 
     fn publish(&mut self, revision: u64) -> Result<(), MetaError> {
         let state = self.read(revision)?;
-        self.sender.send_replace(Arc::new(state));
+        *self.shared.state.lock() = Arc::new(state);
+        self.shared.changed.notify_waiters();
         Ok(())
     }
 
@@ -172,6 +202,7 @@ impl Mirror {
             tick: number(keys::tick_key())?.unwrap_or(0),
             coordinator: coordinator.map(|entry| String::from_utf8_lossy(&entry.value).into_owned()),
             intent: self.entries.get(&keys::intent::key()).map(keys::from_json).transpose()?,
+            compared: self.entries.get(&keys::truth::key()).map(keys::from_json).transpose()?,
         })
     }
 

@@ -8,7 +8,7 @@
 //! NAME='taken as it is'
 //! ```
 //!
-//! Names that are no settings are ignored: the file may be shared with other programs.
+//! Names that are no settings are no mistakes, because the file may be shared with other programs; the node warns of them.
 
 use std::collections::HashMap;
 

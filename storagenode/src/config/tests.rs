@@ -16,7 +16,7 @@ fn parse(flags: &[&str], environment: &[(&str, &str)], dotenv: Option<&str>) -> 
         grammar().try_get_matches_from([&["cairn-node"], flags].concat()).map_err(|e| e.to_string())?;
     let find = |name: &str| {
         let found = environment.iter().chain(NEEDED).find(|(known, _)| *known == name);
-        found.map(|(_, value)| value.to_string())
+        found.map(|(_, value)| OsString::from(value))
     };
     let given = Given {
         environment: &find,
@@ -70,6 +70,19 @@ fn all_mistakes_are_told_at_once_with_their_source() {
         assert!(error.contains(part), "{part} is not in:\n{error}");
     }
     assert_eq!(error.lines().count(), 9, "{error}");
+}
+
+#[test]
+fn a_variable_that_is_not_text_is_refused() {
+    use std::os::unix::ffi::OsStringExt;
+    let find = |name: &str| match name {
+        "ZONE" => Some(OsString::from_vec(b"a\xff".to_vec())),
+        _ => NEEDED.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value)),
+    };
+    let given = Given { environment: &find, dotenv: None, host_name: "h".to_owned() };
+    let matches = grammar().try_get_matches_from(["cairn-node"]).unwrap();
+    let error = command(&matches, &given).unwrap_err().to_string();
+    assert!(error.contains("ZONE in the environment is not UTF-8"), "{error}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use futures::{StreamExt, stream};
 
 use super::{
     Download, FileError, FilePath, RangeSpec, VolumeName,
+    damage::Spot,
     gateway::{Gateway, file_info},
     upload::not_found,
 };
@@ -50,6 +51,7 @@ struct Source {
     gateway: Gateway,
     map: Arc<ClusterMap>,
     volume: VolumeId,
+    volume_name: VolumeName,
     copies: u8,
     key: GenerationKey,
     path: FilePath,
@@ -102,12 +104,14 @@ impl Gateway {
                 gateway: self.clone(),
                 map: map.clone(),
                 volume: found.volume.id(),
+                volume_name: volume.clone(),
                 copies: found.record.copies,
                 key: found.volume.key.derive(extent.generation),
                 path: path.clone(),
             })
         });
         let sources: Vec<_> = sources.collect();
+        self.read_damage_again(&found.record, &bytes, &sources).await?;
         let pieces = pieces(&found.record, bytes.clone());
         let content = stream::iter(pieces)
             .map(move |(extent, piece)| {
@@ -132,19 +136,63 @@ impl Gateway {
     }
 }
 
+impl Gateway {
+    /// Reads first what could not be read before and is wanted now.
+    async fn read_damage_again(
+        &self,
+        record: &FileRecord,
+        bytes: &Range<u64>,
+        sources: &[Arc<Source>],
+    ) -> Result<(), FileError> {
+        let mut start = 0;
+        for extent in &record.extents {
+            for spot in self.damage.of(extent.generation) {
+                let within = bytes_of(&spot, extent.length_bytes, record.chunk_size_bytes);
+                let known = start + within.start..start + within.end;
+                let wanted = known.start.max(bytes.start)..known.end.min(bytes.end);
+                for (extent, piece) in pieces(record, wanted.clone()) {
+                    sources[extent].fetch(piece).await?;
+                }
+                if wanted == known {
+                    self.damage.forget(&spot);
+                }
+            }
+            start += extent.length_bytes;
+        }
+        Ok(())
+    }
+}
+
 impl Source {
     async fn fetch(&self, piece: Piece) -> Result<Vec<Bytes>, FileError> {
         let open = |header: &ChunkHeader, sealed: Vec<Bytes>| self.open(&piece, header, &sealed);
         let read =
             self.gateway.reader.read(&self.map, piece.id, self.copies, piece.frames.clone(), open).await;
-        read.map_err(|error| {
-            let (path, index) = (self.path.to_string(), piece.id.index);
-            match error {
-                FetchError::Unavailable => FileError::ChunkUnavailable { path, index },
-                // A damaged copy is thrown away when it is found, so the next reader finds none.
-                FetchError::Corrupt | FetchError::Missing => FileError::DataCorrupt { path, index },
+        match read {
+            Ok(content) => Ok(content),
+            Err(FetchError::Unavailable) => {
+                Err(FileError::ChunkUnavailable { path: self.path.to_string(), index: piece.id.index })
             }
-        })
+            // A damaged copy is thrown away when it is found, so the next reader finds none.
+            Err(FetchError::Corrupt | FetchError::Missing) => Err(self.lost(&piece).await),
+        }
+    }
+
+    /// Why a piece is nowhere: its file is another one by now and this one's chunks were collected, or it is damage.
+    async fn lost(&self, piece: &Piece) -> FileError {
+        let became = match self.gateway.find(&self.volume_name, &self.path).await {
+            Ok(found) => {
+                let mut extents = found.record.extents.iter();
+                if extents.any(|extent| extent.generation == piece.id.generation) {
+                    self.gateway.damage.note(Spot { id: piece.id, frames: piece.frames.clone() });
+                    return FileError::DataCorrupt { path: self.path.to_string(), index: piece.id.index };
+                }
+                "replaced"
+            }
+            Err(FileError::FileNotFound { .. } | FileError::VolumeNotFound(_)) => "deleted",
+            Err(error) => return error,
+        };
+        FileError::Conflict(format!("{:?} was {became} while it was read; get it again", self.path))
     }
 
     /// Opens the frames of a piece, and cuts what is wanted out of them.
@@ -186,6 +234,14 @@ fn resolve(range: RangeSpec, size_bytes: u64) -> Result<Range<u64>, FileError> {
         }
         RangeSpec::From { offset, .. } => Err(FileError::RangeNotSatisfiable { offset, size_bytes }),
     }
+}
+
+/// The bytes of a spot, in an extent of this length.
+fn bytes_of(spot: &Spot, length_bytes: u64, chunk_size_bytes: u32) -> Range<u64> {
+    let chunk_start = u64::from(spot.id.index) * u64::from(chunk_size_bytes);
+    let chunk_end = (chunk_start + u64::from(chunk_size_bytes)).min(length_bytes);
+    let at = |frame: u32| (chunk_start + u64::from(frame) * FRAME_BYTES as u64).min(chunk_end);
+    at(spot.frames.start)..at(spot.frames.end)
 }
 
 /// The pieces, in order, that cover `bytes` of a file; each with the number of its extent. Made one by one: a large file
@@ -273,6 +329,27 @@ mod tests {
                 at += piece.wanted.len() as u64;
             }
             prop_assert_eq!(at, to);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_bytes_of_a_spot_are_those_of_its_piece(
+            length in 1u64..9_000_000, units in 1u32..70, from: u64, count: u64,
+        ) {
+            let record = record(&[length], units * FRAME_BYTES as u32);
+            let from = from % length;
+            let to = from + 1 + count % (length - from);
+            let mut at = from;
+            for (_, piece) in pieces(&record, from..to) {
+                let spot = Spot { id: piece.id, frames: piece.frames.clone() };
+                let bytes = bytes_of(&spot, length, record.chunk_size_bytes);
+                prop_assert_eq!(bytes.start + piece.wanted.start as u64, at);
+                at += piece.wanted.len() as u64;
+                prop_assert!(at <= bytes.end && bytes.end <= length);
+                let again: Vec<_> = pieces(&record, bytes).map(|(_, piece)| (piece.id, piece.frames)).collect();
+                prop_assert_eq!(again, [(spot.id, spot.frames)]);
+            }
         }
     }
 

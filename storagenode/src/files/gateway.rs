@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
     ChunkLocation, Condition, ContentIn, Download, FileError, FileInfo, FilePath, Files, ListSpec, Listing,
-    RangeSpec, UploadSpec, VolumeInfo, VolumeName, VolumeState, commit::Slots,
+    RangeSpec, UploadSpec, VolumeInfo, VolumeName, VolumeState, commit::Slots, damage::Damage,
 };
 use crate::{
     chunks::{Kek, VolumeKey},
@@ -44,6 +44,7 @@ pub struct Gateway {
     pub(super) reader: Reader,
     pub(super) kek: Arc<Kek>,
     pub(super) slots: Arc<Slots>,
+    pub(super) damage: Arc<Damage>,
     budget: Arc<Semaphore>,
     volumes: Arc<Mutex<HashMap<VolumeName, Arc<OpenVolume>>>>,
 }
@@ -82,6 +83,7 @@ pub(super) fn volume_info(name: &VolumeName, record: &VolumeRecord) -> VolumeInf
             State::Deleting => VolumeState::Deleting,
         },
         created_unix_ms: record.created_unix_ms,
+        count: None,
     }
 }
 
@@ -117,6 +119,7 @@ impl Gateway {
             reader,
             kek,
             slots: Arc::new(Slots::new(node)),
+            damage: Arc::default(),
             budget: Arc::new(Semaphore::new(budget_bytes / PERMIT_BYTES)),
             volumes: Arc::default(),
         }
@@ -265,7 +268,7 @@ impl Files for Gateway {
     }
 
     async fn volume(&self, name: &VolumeName) -> Result<VolumeInfo, FileError> {
-        Ok(self.fresh_volume(name).await?.info())
+        self.do_volume(name).await
     }
 
     async fn volumes(&self, limit: usize, token: &str) -> Result<(Vec<VolumeInfo>, String), FileError> {

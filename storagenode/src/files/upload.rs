@@ -79,6 +79,7 @@ impl Gateway {
         let volume = self.known_volume(&spec.volume).await?;
         Self::must_be_active(&volume)?;
         let (state, map) = self.placed()?;
+        fits(spec.size_bytes, volume.record.copies, &state, &map)?;
         let file_key = keys::file::key(volume.id(), spec.path.as_str());
         let present = self.retry_read(|| self.meta.get(&file_key)).await?;
         holds(spec.condition, present.as_ref(), &spec.path)?;
@@ -294,10 +295,7 @@ impl Upload<'_> {
         let newer = |state: &ClusterState| (state.map_revision >= revision).then(|| state.map.clone());
         let seen =
             self.gateway.env.timeout(super::gateway::META_PATIENCE, self.gateway.view.wait_for(newer)).await;
-        let map = seen
-            .flatten()
-            .flatten()
-            .ok_or(FileError::NotReady("the new cluster map has not come yet".into()))?;
+        let map = seen.flatten().ok_or(FileError::NotReady("the new cluster map has not come yet".into()))?;
         let copies = self.volume.record.copies;
         let moved = (0..self.chunks).any(|index| {
             let id = ChunkId { generation: self.generation, index };
@@ -400,7 +398,84 @@ fn check_spec(spec: &UploadSpec) -> Result<(), FileError> {
     Ok(())
 }
 
+/// Refuses at once what the nodes' disks, all empty, could not hold as often as a write needs.
+fn fits(
+    size_bytes: Option<u64>,
+    copies: u8,
+    state: &ClusterState,
+    map: &ClusterMap,
+) -> Result<(), FileError> {
+    let capacities = map.nodes.keys().map(|id| state.nodes.get(id).map(|node| node.capacity_bytes));
+    // A node whose size is not known could hold anything.
+    let Some(sum) = capacities.map(|bytes| bytes.map(u128::from)).sum::<Option<u128>>() else {
+        return Ok(());
+    };
+    let Some(size_bytes) = size_bytes else { return Ok(()) };
+    let needed = plan::min_write(usize::from(copies));
+    match u128::from(size_bytes) * needed as u128 > sum {
+        true => Err(FileError::OutOfSpace(format!(
+            "{size_bytes} bytes, stored {needed} times at least, are more than all nodes could ever hold ({sum} bytes)"
+        ))),
+        false => Ok(()),
+    }
+}
+
 /// A name for messages.
 pub(super) fn not_found(volume: &VolumeName, path: &FilePath) -> FileError {
     FileError::FileNotFound { volume: volume.to_string(), path: path.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use cairn_placement::{Incarnation, MemberNode, NodeId};
+
+    use super::*;
+    use crate::cluster::NodeInfo;
+
+    fn cluster(capacities: &[u64]) -> (ClusterState, ClusterMap) {
+        let node = |(number, capacity_bytes): (usize, &u64)| NodeInfo {
+            id: NodeId(number as u16),
+            name: format!("n{number}"),
+            zone: "a".into(),
+            incarnation: Incarnation([0; 16]),
+            capacity_bytes: *capacity_bytes,
+            address: None,
+            version: String::new(),
+        };
+        let nodes: Vec<_> = capacities.iter().enumerate().map(node).collect();
+        let member = |node: &NodeInfo| MemberNode {
+            id: node.id,
+            name: node.name.clone(),
+            zone: node.zone.clone(),
+            weight: 1,
+        };
+        let map = ClusterMap {
+            generation: 1,
+            pg_bits: 0,
+            nodes: nodes.iter().map(|node| (node.id, member(node))).collect(),
+            members: Vec::new(),
+        };
+        let nodes: BTreeMap<_, _> = nodes.into_iter().map(|node| (node.id, node)).collect();
+        (ClusterState { nodes, ..ClusterState::default() }, map)
+    }
+
+    #[test]
+    fn what_no_disk_could_hold_is_refused_at_once() {
+        let (state, map) = cluster(&[100, 200, 300]);
+        for (size, copies, fit) in [
+            (Some(600), 1, true),
+            (Some(601), 1, false),
+            (Some(300), 3, true),
+            (Some(301), 3, false),
+            (Some(u64::MAX), 1, false),
+            (None, 3, true),
+        ] {
+            assert_eq!(fits(size, copies, &state, &map).is_ok(), fit, "{size:?} {copies}");
+        }
+        let (mut state, map) = cluster(&[100]);
+        state.nodes.clear();
+        assert_eq!(fits(Some(u64::MAX), 1, &state, &map), Ok(()));
+    }
 }

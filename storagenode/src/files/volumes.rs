@@ -1,18 +1,21 @@
 //! Volumes: creating, listing, marking for deletion.
 
-use cairn_placement::{MAX_COPIES, VolumeId};
+use std::collections::{BTreeMap, BTreeSet};
+
+use cairn_placement::{ClusterMap, MAX_COPIES, VolumeId};
 
 use super::{
-    FileError, VolumeInfo, VolumeName,
+    FileError, VolumeCount, VolumeInfo, VolumeName,
     commit::{Outcome, Proposal},
     gateway::{Gateway, volume_info},
 };
 use crate::{
     chunks::{FRAME_BYTES, VolumeKey},
     meta::{
-        Compare, Op, RangeRead,
+        Compare, Freshness, Op, RangeRead,
         keys::{
             self,
+            count::CountRecord,
             volume::{State, VolumeRecord},
         },
         prefix_end,
@@ -26,6 +29,43 @@ const MAX_CHUNK_BYTES: u32 = 16 << 20;
 /// Times that a creation is decided afresh because other volumes were created.
 const CREATE_ATTEMPTS: usize = 32;
 
+/// How many copies have a place of their own. Where there are zones, each copy needs another one, or the loss of a zone
+/// would take more than one. Nodes that are all in one zone, as those that were given none, count each for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Room {
+    zones: usize,
+    nodes: usize,
+}
+
+impl Room {
+    fn of(map: &ClusterMap) -> Self {
+        let zones: BTreeSet<&str> = map.nodes.values().map(|node| node.zone.as_str()).collect();
+        Self { zones: zones.len(), nodes: map.nodes.len() }
+    }
+
+    fn most(self) -> usize {
+        let places = if self.zones > 1 { self.zones } else { self.nodes };
+        places.min(MAX_COPIES)
+    }
+
+    fn admit(self, copies: usize) -> Result<(), FileError> {
+        let (most, Self { zones, nodes }) = (self.most(), self);
+        let problem = match copies {
+            _ if copies <= most => return Ok(()),
+            _ if copies > MAX_COPIES => format!("a volume keeps {MAX_COPIES} copies at most, not {copies}"),
+            _ if zones > 1 => format!(
+                "{copies} copies need {copies} zones, and this cluster has {zones}: ask for {most} at most, or use a \
+                 cluster with more zones"
+            ),
+            _ => format!(
+                "{copies} copies need {copies} nodes, and this cluster has {nodes}: ask for {most} at most, or use a \
+                 cluster with more nodes"
+            ),
+        };
+        Err(FileError::InvalidArgument(problem))
+    }
+}
+
 impl Gateway {
     pub(super) async fn do_create_volume(
         &self,
@@ -35,15 +75,9 @@ impl Gateway {
     ) -> Result<(VolumeInfo, bool), FileError> {
         let (_, map) = self.placed()?;
         let copies = match usize::from(copies) {
-            0 => map.nodes.len().min(DEFAULT_COPIES),
+            0 => Room::of(&map).most().min(DEFAULT_COPIES),
             copies => copies,
         };
-        if copies > map.nodes.len().min(MAX_COPIES) {
-            let most = map.nodes.len().min(MAX_COPIES);
-            return Err(FileError::InvalidArgument(format!(
-                "this cluster can keep 1 to {most} copies, not {copies}"
-            )));
-        }
         let chunk_size_bytes = if chunk_size_bytes == 0 { DEFAULT_CHUNK_BYTES } else { chunk_size_bytes };
         if chunk_size_bytes > MAX_CHUNK_BYTES || chunk_size_bytes % FRAME_BYTES as u32 != 0 {
             return Err(FileError::InvalidArgument(format!(
@@ -62,6 +96,7 @@ impl Gateway {
                 Err(FileError::VolumeNotFound(_)) => {}
                 Err(error) => return Err(error),
             }
+            Room::of(&map).admit(copies)?;
             if let Some(info) = self.try_create(name, copies as u8, chunk_size_bytes).await? {
                 return Ok((info, true));
             }
@@ -125,9 +160,38 @@ impl Gateway {
             let name = String::from_utf8_lossy(&entry.key[keys::volume::PREFIX.len()..]);
             volumes.push(volume_info(&VolumeName::parse(&name)?, &keys::from_json(entry)?));
         }
+        self.add_counts(&mut volumes).await?;
         let next =
             volumes.last().filter(|_| page.more).map_or_else(String::new, |volume| volume.name.to_string());
         Ok((volumes, next))
+    }
+
+    pub(super) async fn do_volume(&self, name: &VolumeName) -> Result<VolumeInfo, FileError> {
+        let mut volumes = [self.fresh_volume(name).await?.info()];
+        self.add_counts(&mut volumes).await?;
+        let [volume] = volumes;
+        Ok(volume)
+    }
+
+    /// Adds what the volumes, which are sorted by name, held when they were last counted.
+    async fn add_counts(&self, volumes: &mut [VolumeInfo]) -> Result<(), FileError> {
+        let (Some(first), Some(last)) = (volumes.first(), volumes.last()) else { return Ok(()) };
+        let read = RangeRead {
+            start: keys::count::key(first.name.as_str()),
+            end: [&keys::count::key(last.name.as_str())[..], &[0]].concat().into(),
+            freshness: Freshness::Stale,
+            ..RangeRead::default()
+        };
+        let counts = self.retry_read(|| self.meta.range(read.clone())).await?.entries;
+        let mut by_volume = BTreeMap::new();
+        for entry in &counts {
+            let count: CountRecord = keys::from_json(entry)?;
+            by_volume.insert(VolumeId(count.volume), VolumeCount { files: count.files, bytes: count.bytes });
+        }
+        for volume in volumes {
+            volume.count = by_volume.get(&volume.id).copied();
+        }
+        Ok(())
     }
 
     /// Marks the volume; the coordinator removes its files and then its record (R18).
@@ -156,5 +220,54 @@ impl Gateway {
             Outcome::Committed => Ok(()),
             Outcome::Refused(_) => Err(FileError::Conflict(format!("volume {name} changed meanwhile"))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cairn_placement::{MemberNode, NodeId, assign};
+
+    use super::*;
+
+    fn room(zones: &[&str]) -> Room {
+        let node = |(index, zone): (usize, &&str)| MemberNode {
+            id: NodeId(index as u16 + 1),
+            name: format!("n{index}"),
+            zone: (*zone).to_owned(),
+            weight: 1,
+        };
+        let nodes: Vec<_> = zones.iter().enumerate().map(node).collect();
+        Room::of(&assign(&nodes, 5, 1).unwrap())
+    }
+
+    #[test]
+    fn every_copy_needs_a_zone_of_its_own() {
+        let room = room(&["a", "a", "b", "c"]);
+        assert!((1..=3).all(|copies| room.admit(copies).is_ok()));
+        let said = room.admit(4).unwrap_err().to_string();
+        for part in ["4 copies need 4 zones", "this cluster has 3", "ask for 3 at most", "more zones"] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+    }
+
+    #[test]
+    fn nodes_without_zones_count_each_for_itself() {
+        let room = room(&["default", "default", "default"]);
+        assert!(room.admit(3).is_ok());
+        let said = room.admit(4).unwrap_err().to_string();
+        assert!(said.contains("4 copies need 4 nodes, and this cluster has 3"), "{said}");
+    }
+
+    #[test]
+    fn the_default_has_room_everywhere() {
+        let many = ["a", "b", "c", "d", "e", "f", "g", "h"];
+        let cases: [(&[&str], usize); 5] =
+            [(&["a"], 1), (&["a", "a"], 2), (&["a", "a", "b"], 2), (&["a", "b", "c", "c"], 3), (&many, 7)];
+        for (zones, most) in cases {
+            let room = room(zones);
+            assert_eq!(room.most(), most, "{zones:?}");
+            assert!(room.admit(room.most().min(DEFAULT_COPIES)).is_ok(), "{zones:?}");
+        }
+        assert!(room(&many).admit(8).unwrap_err().to_string().contains("7 copies at most"));
     }
 }

@@ -11,8 +11,10 @@
 //! | `c/map/gen` | [`map::MapHead`] | the coordinator |
 //! | `c/map/page/<number>` | a page of the map | the coordinator |
 //! | `c/epoch` | the sweep epoch | the coordinator |
+//! | `c/truth` | [`truth::TruthRecord`], what comparing metadata and disks found | the coordinator |
 //! | `c/tick` | the minutes counted (R10) | the coordinator |
 //! | `volume/<name>` | [`volume::VolumeRecord`] | gateways |
+//! | `count/<volume>` | [`count::CountRecord`]: files and bytes when last counted | the coordinator |
 //! | `volume-id` | the last number given to a volume | gateways |
 //! | `file/<volume id>/<path>` | [`file::FileRecord`] | gateways |
 //! | `slot/<node>/<number>` | [`slot`]: what the gateway last committed there | that gateway |
@@ -28,11 +30,13 @@ use super::{KeyValue, MetaError};
 
 pub mod cluster;
 pub mod collect;
+pub mod count;
 pub mod file;
 pub mod intent;
 pub mod map;
 pub mod node;
 pub mod slot;
+pub mod truth;
 pub mod volume;
 
 /// Everything that each node mirrors.

@@ -73,6 +73,7 @@ impl Node {
                 metrics.tombstones.set(usage.tombstones as i64);
                 metrics.placement_groups.set(groups as i64);
                 metrics.placement_groups_settled.set(settled.groups.len() as i64);
+                metrics.lost_files.set(state.truth().map_or(0, |truth| truth.lost_files as i64));
                 metrics.coordinator.set(i64::from(state.coordinator.as_deref() == Some(name.as_str())));
                 metrics.repair_copies.inc_by(settled.repaired_chunks - repaired);
                 repaired = settled.repaired_chunks;

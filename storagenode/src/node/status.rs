@@ -81,7 +81,8 @@ impl ClusterStatus {
     }
 }
 
-/// Groups by state: settled, degraded, unavailable.
+/// Groups by state: settled, degraded, unavailable. Members that agree hold everything only if the metadata names nothing
+/// that they all lack (R3).
 fn count_groups(
     map: &ClusterMap,
     state: &ClusterState,
@@ -92,11 +93,14 @@ fn count_groups(
         .filter(|(_, answer)| answer.map_generation == map.generation)
         .map(|(node, answer)| (*node, answer.placement_groups.iter().copied().map(PgId).collect()))
         .collect();
+    let truth = state.truth();
+    let whole = |pg: PgId| truth.is_some_and(|truth| !truth.lacks(pg.0));
     let (mut settled, mut degraded, mut unavailable) = (0, 0, 0);
     for pg in (0..map.pg_count()).map(PgId) {
         let members = map.members_of(pg);
         let live = |member: &NodeId| state.nodes.get(member).is_some_and(NodeInfo::is_live);
-        if members.iter().all(|member| settled_at.get(member).is_some_and(|groups| groups.contains(&pg))) {
+        let agreed = |member: &NodeId| settled_at.get(member).is_some_and(|groups| groups.contains(&pg));
+        if whole(pg) && members.iter().all(agreed) {
             settled += 1;
         } else if members.iter().any(live) {
             degraded += 1;
@@ -167,6 +171,9 @@ impl Cluster for ClusterStatus {
             nodes,
             answered_by: self.me.clone(),
             collecting: self.collecting().await,
+            compared: state.truth().is_some(),
+            lost_files: state.truth().map_or(0, |truth| truth.lost_files),
+            lost: state.truth().map_or_else(Vec::new, |truth| truth.lost.clone()),
         })
     }
 

@@ -41,11 +41,10 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Node as KubeNode;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use tempfile::TempDir;
 use thiserror::Error;
 
-use crate::etcd::disk_folder;
 use crate::process::{Process, Spec, run, tail};
+use crate::scratch::Scratch;
 use crate::tools::Tools;
 
 use control::Plane;
@@ -104,7 +103,7 @@ impl BedOptions {
 #[derive(Debug)]
 enum Place {
     Slot(Slot),
-    Folder(TempDir),
+    Folder(Scratch),
 }
 
 /// A running cluster. Dropping it takes everything down.
@@ -129,7 +128,7 @@ impl Bed {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let place = match options.tier {
             Tier::Kubelets(_) => Place::Slot(Slot::take()?),
-            _ => Place::Folder(tempfile::Builder::new().prefix("kube-").tempdir_in(disk_folder()?)?),
+            _ => Place::Folder(Scratch::new("kube")?),
         };
         let plane = Plane::prepare(tools, &place)?;
         let mut bed = Self {

@@ -4,7 +4,7 @@
 use std::{
     io::IoSlice,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -27,7 +27,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
 use super::{CHUNK_BYTES, MIB, load::percentile_ms, usage::cores};
-use crate::etcd::EtcdCluster;
+use crate::{etcd::EtcdCluster, scratch::Scratch};
 
 const TLS_WRITE_BYTES: usize = 1 << 20;
 const ROUND_TRIPS: usize = 500;
@@ -91,7 +91,6 @@ pub struct EtcdSpeed {
 
 /// What to measure alone, and for how long each.
 pub struct Plan {
-    pub folder: PathBuf,
     pub limit: Duration,
     pub stop: CancellationToken,
 }
@@ -99,7 +98,7 @@ pub struct Plan {
 impl Plan {
     /// Everything but etcd. Blocks.
     pub fn measure(&self) -> Result<Ceilings> {
-        let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(&self.folder)?;
+        let folder = Scratch::new("bench")?;
         let tls = self.tls(&folder.path().join("secrets")).context("the TLS ceiling")?;
         let disk = self.disk(folder.path()).context("the disk ceiling")?;
         Ok(Ceilings { tls, disk, sealing_mib_per_s: self.sealing()?, etcd: Vec::new() })

@@ -107,7 +107,7 @@ pub async fn run(
     );
     let machine = usage::machine(&folder);
     let limit = CEILING_LIMIT.min(Duration::from_secs(options.seconds));
-    let alone = ceilings::Plan { folder: folder.clone(), limit, stop: stop.clone() };
+    let alone = ceilings::Plan { limit, stop: stop.clone() };
     say("ceilings: TLS stream, durable writes, sealing");
     let mut ceilings = blocking(move || alone.measure()).await?;
     say("ceilings: etcd of three members, alone");

@@ -274,11 +274,14 @@ impl Report {
         let mut text = self.header();
         for size in &self.options.files {
             let large = size.0 >= LARGE_FILE;
-            let unit = if large { "GiB" } else { "1,000 files" };
+            let (unit, more) = match large {
+                true => ("a GiB", String::new()),
+                false => ("1,000 files; of the nodes also for a GiB", format!(" {:>9}", "nodes/GiB")),
+            };
             let _ = writeln!(text, "\n{size} files; CPU in seconds for {unit}");
             let _ = writeln!(
                 text,
-                "{:<9} {:>7} {:>9} {:>9} {:>18} {:>9} {:>9} {:>7} {:>7} {:>7} {:>9}",
+                "{:<9} {:>7} {:>9} {:>9} {:>18} {:>9} {:>9} {:>7} {:>7} {:>7} {:>9}{more}",
                 "",
                 "streams",
                 "MiB/s",
@@ -357,8 +360,10 @@ fn row(case: &Case) -> String {
         .as_ref()
         .map_or("-".to_owned(), |ceiling| format!("{:.0} % {}", ceiling.percent_reached, ceiling.name));
     let peak = case.largest_node_peak_bytes.map_or("-".to_owned(), |bytes| (bytes / MIB).to_string());
+    // Of large files it is the column of the nodes already.
+    let more = if case.is_large() { String::new() } else { format!(" {:>9.1}", case.nodes_cpu_s_per_gib) };
     format!(
-        "{:<9} {:>7} {:>9.1} {:>9.1} {:>18} {:>9.1} {:>9.1} {:>7.2} {:>7.2} {:>7.2} {:>9}\n",
+        "{:<9} {:>7} {:>9.1} {:>9.1} {:>18} {:>9.1} {:>9.1} {:>7.2} {:>7.2} {:>7.2} {:>9}{more}\n",
         case.direction,
         case.streams,
         case.mib_per_s,
@@ -399,6 +404,8 @@ fn wrapped(label: &str, words: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::bench::ceilings::{DiskSpeed, EtcdSpeed, Tls};
 
@@ -460,6 +467,55 @@ mod tests {
         assert_eq!(names, ["disk/3", "TLS", "etcd creates", "etcd reads"]);
         // 100 files of 10 MiB in 10 s; 450 MiB/s for three copies.
         assert_eq!((found[0].mib_per_s, found[0].percent_reached.round()), (150.0, 67.0));
+    }
+
+    /// Each row of the table: the size it stands under, then column → value.
+    fn rows(text: &str) -> Vec<(String, BTreeMap<String, String>)> {
+        let mut rows = Vec::new();
+        let (mut size, mut columns) = (String::new(), Vec::new());
+        for line in text.lines() {
+            if let Some((title, _)) = line.split_once(" files; CPU") {
+                size = title.to_owned();
+            }
+            // Names and values of several words are kept together.
+            let line = ["of ceiling", "p50 ms", "p99 ms", "peak MiB", "etcd creates", "etcd reads", " % "]
+                .iter()
+                .fold(line.to_owned(), |line, name| line.replace(name, &name.replace(' ', "_")));
+            let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+            if words.first().is_some_and(|word| word == "streams") {
+                columns = words;
+            } else if line.starts_with("upload") || line.starts_with("download") {
+                rows.push((size.clone(), columns.iter().cloned().zip(words[1..].to_vec()).collect()));
+            }
+        }
+        rows
+    }
+
+    #[test]
+    fn every_row_has_the_nodes_cpu_for_a_gib() {
+        let (up, down) = (Direction::Upload { most_files: 1 }, Direction::Download { files: 1 });
+        let cases = [(up, 10 * MIB), (down, 10 * MIB), (up, 4096), (down, 4096)];
+        let report =
+            report(cases.map(|(direction, size)| case(direction, size, usage(2.0, 1.0, 0.1))).into());
+        let text = report.text();
+        let rows = rows(&text);
+        let of = |size: &str, column: &str| -> Vec<&str> {
+            let of_size = rows.iter().filter(|(of, _)| of == size);
+            of_size.map(|(_, row)| row.get(column).map_or("-", String::as_str)).collect()
+        };
+        // 100 files for 2 s: of 1,000 MiB, and of 400 KiB.
+        assert_eq!(of("10 MiB", "nodes"), ["2.05", "2.05"], "{text}");
+        assert_eq!(of("4 KiB", "nodes"), ["20.00", "20.00"], "{text}");
+        assert_eq!(of("4 KiB", "nodes/GiB"), ["5242.9", "5242.9"], "{text}");
+        for column in ["MiB/s", "p50_ms", "p99_ms", "peak_MiB"] {
+            for size in ["10 MiB", "4 KiB"] {
+                let values = of(size, column);
+                let numbers = values.iter().filter(|value| value.parse::<f64>().is_ok()).count();
+                assert_eq!(numbers, 2, "{column} of {size}: {values:?}\n{text}");
+            }
+        }
+        let widest = text.lines().skip(2).map(|line| line.chars().count()).max();
+        assert!(widest <= Some(120), "{text}");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 /// Measures a cluster of four nodes on this machine, beside what the machine can do: TLS, durable writes, sealing,
 /// etcd.
 ///
-/// The table goes to standard output, progress to standard error. Ctrl-C ends everything that was started. Nothing else
+/// The table goes to standard output, progress to standard error; with --json the table, too. Ctrl-C ends everything that was started. Nothing else
 /// should run meanwhile. How to read the result: docs/benchmarks.md.
 #[derive(Parser)]
 struct Arguments {
@@ -28,7 +28,7 @@ struct Arguments {
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,8,64",
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
     streams: Vec<usize>,
-    /// Print everything that was measured as one JSON document instead of the table
+    /// Print everything that was measured as one JSON document; the table goes to standard error
     #[arg(long)]
     json: bool,
 }
@@ -56,9 +56,11 @@ async fn main() -> ExitCode {
 async fn measure(options: Options, stop: CancellationToken, json: bool) -> Result<()> {
     let tools = tokio::task::spawn_blocking(|| require(&[Need::Etcd])).await??;
     let report = bench::run(options, tools, stop, &|step| eprintln!("{step}")).await?;
-    match json {
-        true => println!("{}", serde_json::to_string_pretty(&report)?),
-        false => print!("{}", report.text()),
+    if json {
+        eprint!("{}", report.text());
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{}", report.text());
     }
     Ok(())
 }

@@ -7,17 +7,16 @@
 use std::{
     fs::File,
     io::{self, BufReader, Read},
-    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitCode, Stdio},
+    process::{Command, ExitCode},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use cairn_tests::{
-    etcd::disk_folder,
     process::{Process, Spec, poll},
     programs,
+    scratch::Scratch,
     stop::{INTERRUPTED, Stop},
 };
 
@@ -56,7 +55,7 @@ fn failed(error: &anyhow::Error) -> ExitCode {
 fn demo(stop: &Stop) -> Result<String> {
     let repository = repository()?;
     let (libraries, crates) = (libraries()?, crates(&repository)?);
-    let folder = tempfile::Builder::new().prefix("demo-").tempdir_in(disk_folder()?)?;
+    let folder = Scratch::new("demo")?;
     let cluster = Cluster::start(&repository, folder.path(), stop)?;
     let result = tour(&cluster, folder.path(), &libraries, &crates);
     if result.is_err() && !stop.is_set() {
@@ -139,7 +138,7 @@ impl Cluster {
         if up.is_none() || process.exited().is_some() {
             bail!("the cluster did not become ready:\n{}", process.log_tail(30));
         }
-        println!("{}", process.log_tail(40));
+        println!("{}", banner(&process.log_tail(40)));
         Ok(Self { process, config: data.join("config.yaml"), stop: stop.clone() })
     }
 
@@ -151,16 +150,10 @@ impl Cluster {
             }
             _ => println!("$ cairn {}", arguments.join(" ")),
         }
-        let child = Command::new(programs::built("cairn"))
-            .args(arguments)
-            .env("CAIRN_CONFIG", &self.config)
-            .stdin(Stdio::null())
-            .process_group(0) // Ctrl-C reaches us, and we end it
-            .spawn()
-            .context("cairn cannot be started")?;
-        let mut child = Ended(child);
+        let spec = Spec::new("cairn", programs::built("cairn")).args(arguments);
+        let child = spec.env("CAIRN_CONFIG", &self.config).shown().spawn()?;
         loop {
-            if let Some(status) = child.0.try_wait()? {
+            if let Some(status) = child.exited() {
                 ensure!(status.success(), "cairn {} ended with {status}", arguments[0]);
                 return Ok(());
             }
@@ -170,14 +163,13 @@ impl Cluster {
     }
 }
 
-/// A child that does not outlive this.
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = self.0.kill(); // does nothing to one that was waited for
-        let _ = self.0.wait();
-    }
+/// What the supervisor says to people, but that its data stays after Ctrl-C: here it goes.
+fn banner(said: &str) -> String {
+    let guide: Vec<&str> = said.lines().filter(|line| !line.starts_with("Ctrl-C")).collect();
+    format!(
+        "{}\n\nThat works until the demo has ended: then the cluster and its data are removed. Ctrl-C ends it now.",
+        guide.join("\n").trim_end()
+    )
 }
 
 /// What was compared so far.

@@ -15,16 +15,15 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use tempfile::TempDir;
 
 use super::container::{Bind, Container, DEVICES, Plan};
 use super::dockerfile::{Image, Owner};
 use super::network::{NAME_SERVER, Network, Plug};
 use super::{ComposeFile, Condition, Healthcheck, Restart, Service};
-use crate::etcd::disk_folder;
 use crate::mounts::View;
 use crate::process::{Output, Spec, run, tail};
 use crate::programs;
+use crate::scratch::Scratch;
 use crate::tools::Tools;
 
 /// What our Dockerfile makes.
@@ -41,7 +40,7 @@ pub struct Project {
     file: ComposeFile,
     units: BTreeMap<String, Arc<Unit>>,
     network: Network,
-    folder: TempDir,
+    folder: Scratch,
 }
 
 /// A service's container.
@@ -77,7 +76,7 @@ impl Project {
         let by_us =
             built.iter().all(|service| service.image == CAIRN && service.build.as_deref() == Some("."));
         ensure!(by_us && !built.is_empty(), "the Dockerfile beside the file makes {CAIRN}, and nothing else");
-        let folder = tempfile::Builder::new().prefix("compose-").tempdir_in(disk_folder()?)?;
+        let folder = Scratch::new("compose")?;
         for volume in file.volumes() {
             fs::create_dir_all(folder.path().join("volumes").join(volume))?;
         }

@@ -97,12 +97,20 @@ pub fn stale(tree: &Tree) -> Vec<Violation> {
 
 fn table(promises: &Promises) -> String {
     let mut lines = vec!["| | what works today | shown by |".to_string(), "|---|---|---|".to_string()];
-    let mut area = "";
+    let mut areas: Vec<&str> = Vec::new();
     for promise in &promises.promise {
-        let first = if promise.area == area { String::new() } else { format!("**{}**", promise.area) };
-        area = &promise.area;
-        let tests: Vec<String> = promise.tests.iter().filter_map(|test| link(test)).collect();
-        lines.push(format!("| {first} | {} | {} |", promise.sentence, tests.join(", ")));
+        if !areas.contains(&promise.area.as_str()) {
+            areas.push(&promise.area);
+        }
+    }
+    // Each area once, with the promises that were added to it later, too.
+    for area in areas {
+        let mut first = format!("**{area}**");
+        for promise in promises.promise.iter().filter(|promise| promise.area == area) {
+            let tests: Vec<String> = promise.tests.iter().filter_map(|test| link(test)).collect();
+            lines.push(format!("| {first} | {} | {} |", promise.sentence, tests.join(", ")));
+            first.clear();
+        }
     }
     lines.join("\n") + "\n"
 }
@@ -155,5 +163,17 @@ mod tests {
         assert!(mended.ends_with("\nrest\n"));
         assert_eq!(stale(&tree(ONE, &mended)), []);
         assert_eq!(stale(&tree(ONE, "no markers")).len(), 1);
+    }
+
+    #[test]
+    fn an_area_stands_in_the_table_once() {
+        let named = |id: &str, area: &str| {
+            let one = ONE.replace("\"one\"", &format!("{id:?}")).replace("\"A\"", &format!("{area:?}"));
+            one.replace("It works", &format!("The {id}"))
+        };
+        let promises = [named("first", "A"), named("second", "B"), named("third", "A")].concat();
+        let table = readme(&tree(&promises, &format!("{BEGIN}{END}"))).unwrap();
+        let rows: Vec<&str> = table.lines().filter_map(|line| line.split(". |").next()).collect();
+        assert_eq!(rows[3..6], ["| **A** | The first", "|  | The third", "| **B** | The second"], "{table}");
     }
 }

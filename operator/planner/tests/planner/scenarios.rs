@@ -6,7 +6,9 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use cairn_planner::volume::{self, Stored, StoredVolume, VolumeObserved};
-use cairn_planner::{Action, Mode, Outcome, PlacementGroups, SecretKind, record, resources, validate};
+use cairn_planner::{
+    Action, Mode, Object, Outcome, PlacementGroups, SecretKind, contract, record, resources, validate,
+};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -125,7 +127,8 @@ fn objects_are_rendered_as_reviewed() {
     let world = Story::read(&folder().join("first-install.yaml")).world();
     let wanted = validate::cluster(&world.observed.cluster, Mode::Kubernetes).expect("the cluster is good");
     let held = record::hold(wanted, None, &world.observed.default_image).expect("nothing is installed");
-    let mut found = String::from("# Golden: what renderer 1 renders for the story `first-install`.\n");
+    let renderer = contract::RENDERER;
+    let mut found = format!("# Golden: what renderer {renderer} renders for the story `first-install`.\n");
     for object in resources::render(&held) {
         write!(found, "---\n{}", serde_yaml::to_string(&object.to_value()).expect("plain data"))
             .expect("a string");
@@ -138,6 +141,28 @@ fn objects_are_rendered_as_reviewed() {
          every storage pod when operators are upgraded:\n{}",
         stale.join("\n")
     );
+}
+
+/// Upgrading the operator restarts no storage pod, also where the record of what is installed was lost.
+#[test]
+fn a_cluster_keeps_the_renderer_it_was_installed_with() {
+    let mut observed = Story::read(&folder().join("first-install.yaml")).world().observed;
+    let wanted = validate::cluster(&observed.cluster, Mode::Kubernetes).expect("the cluster is good");
+    let mut installed = record::hold(wanted.clone(), None, "image:1").expect("nothing is installed").record;
+    for renderer in 1..=contract::RENDERER {
+        installed.renderer = renderer;
+        let held = record::hold(wanted.clone(), Some(&installed), "image:2").expect("it is known");
+        assert_eq!(held.record.renderer, renderer);
+        let sets = resources::render(&held).into_iter().filter_map(|object| match object {
+            Object::StatefulSet(set) => Some(*set),
+            _ => None,
+        });
+        observed.stateful_sets = sets.collect();
+        let text = serde_json::to_string(&observed.stateful_sets).expect("plain data");
+        assert_eq!(text.contains("CAPACITY"), renderer >= 2, "renderer {renderer}");
+        let recovered = record::recovered(&observed, &wanted).expect("it is installed");
+        assert_eq!(recovered, installed, "renderer {renderer}");
+    }
 }
 
 struct Teller {

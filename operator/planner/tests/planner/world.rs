@@ -325,6 +325,8 @@ impl World {
         let all = !self.lives.is_empty() && live.len() == self.lives.len();
         self.map_published |= all;
         self.observed.report = (!self.silent && !live.is_empty()).then(|| NodesReport {
+            lost_files: 0,
+            lost: Vec::new(),
             capacity_bytes: 10 * (1 << 30) * live.len() as i64,
             used_bytes: 0,
             placement_groups: self.groups.unwrap_or_else(|| groups(self.map_published, all)),

@@ -70,7 +70,9 @@ impl Tokens {
     /// Reads the file and begins to watch it. Must be called inside a tokio runtime.
     pub async fn open(env: Env, path: &Path) -> Result<Arc<Self>, TokenFileError> {
         let content = read(&env, path).await?;
-        let tokens = Arc::new(Self { env, tokens: RwLock::new(parse(&content)?) });
+        let parsed = parse(&content)?;
+        warn_if_none(&parsed, path);
+        let tokens = Arc::new(Self { env, tokens: RwLock::new(parsed) });
         tokio::spawn(reload(Arc::downgrade(&tokens), path.to_owned(), content));
         Ok(tokens)
     }
@@ -101,6 +103,22 @@ impl Tokens {
             _ => Ok(token.name.clone()),
         }
     }
+}
+
+/// Not refused: that is how all tokens are taken back, and clients may have certificates.
+fn warn_if_none(tokens: &[Token], path: &Path) {
+    if let Some(complaint) = complaint(tokens, path) {
+        tracing::warn!("{complaint}");
+    }
+}
+
+fn complaint(tokens: &[Token], path: &Path) -> Option<String> {
+    tokens.is_empty().then(|| {
+        format!(
+            "CLIENT_TOKENS_FILE {path:?} holds no token: only who shows a certificate of the cluster's CA gets in; to let \
+             others in, add lines of NAME SHA256-OF-THE-TOKEN"
+        )
+    })
 }
 
 async fn read(env: &Env, path: &Path) -> Result<Vec<u8>, TokenFileError> {
@@ -175,6 +193,7 @@ async fn reload(tokens: Weak<Tokens>, path: PathBuf, mut seen: Vec<u8>) {
         match parsed {
             Ok(parsed) => {
                 tracing::info!(tokens = parsed.len(), "client tokens reloaded");
+                warn_if_none(&parsed, &path);
                 *tokens.tokens.write() = parsed;
                 complained = false;
             }
@@ -202,6 +221,16 @@ mod tests {
         assert_eq!((&*tokens[0].name, tokens[0].expires_unix_s), ("backup", None));
         assert_eq!((&*tokens[1].name, tokens[1].expires_unix_s), ("ci", Some(1_798_761_600)));
         assert_eq!(tokens[0].sha256, tokens[1].sha256);
+    }
+
+    #[test]
+    fn a_file_without_tokens_is_complained_of() {
+        let complaint = |text: &str| complaint(&parse(text.as_bytes()).unwrap(), Path::new("/etc/tokens"));
+        for empty in ["", "\n# backup 9f86\n"] {
+            let said = complaint(empty).unwrap();
+            assert!(said.contains("/etc/tokens") && said.contains("holds no token"), "{said}");
+        }
+        assert_eq!(complaint(&format!("backup {DIGEST}")), None);
     }
 
     #[test]

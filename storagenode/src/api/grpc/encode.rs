@@ -39,6 +39,8 @@ pub(super) fn volume(info: VolumeInfo) -> v1::Volume {
         chunk_size_bytes: info.chunk_size_bytes,
         state: state.into(),
         created_unix_ms: info.created_unix_ms,
+        files: info.count.map(|count| count.files),
+        size_bytes: info.count.map(|count| count.bytes),
     }
 }
 

@@ -1,19 +1,15 @@
 //! `/v1/volumes/{volume}/files`: put, get, head, delete, list.
 
-use std::{pin::pin, sync::Arc, time::Duration};
-
-use ::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header, request::Parts};
+use ::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::{
-    body::{Body, BodyDataStream},
+    body::Body,
     extract::{Request, State},
     response::{IntoResponse, Response},
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
-use bytes::Bytes;
 use cairn_proto::v1::ErrorCode;
-use futures::{Stream, StreamExt, stream};
+use futures::StreamExt;
 use http_body::Body as _;
-use tokio::sync::Mutex;
 
 use super::{
     super::{
@@ -27,60 +23,14 @@ use super::{
     request::{file_of, number, query, volume_of},
     single,
 };
-use crate::env::Env;
 use crate::files::{Condition, Download, FileError, FileInfo, FilePath, RangeSpec, UploadSpec, VolumeName};
 
 const BLAKE3: HeaderName = HeaderName::from_static("x-cairn-blake3");
 const DIGEST: HeaderName = HeaderName::from_static("digest");
 const DEFAULT_CONTENT_TYPE: &str = "application/octet-stream";
 
-/// What is still read of a refused upload, so that its sender can read the refusal: many stop listening when the stream is
-/// reset while they send.
-const DRAIN_TIME: Duration = Duration::from_secs(10);
-const DRAIN_BYTES: usize = 64 << 20;
-
-/// An upload's content, which outlives the upload.
-#[derive(Clone)]
-struct Held(Arc<Mutex<BodyDataStream>>);
-
-impl Held {
-    fn content(&self) -> impl Stream<Item = Result<Bytes, axum::Error>> + Send + use<> {
-        stream::unfold(self.0.clone(), |held| async move {
-            let piece = held.lock().await.next().await?;
-            Some((piece, held))
-        })
-    }
-
-    /// Takes what still comes, within bounds, and lets it fall.
-    async fn drain(self, env: Env) {
-        let all = async {
-            let (mut content, mut left) = (pin!(self.content()), DRAIN_BYTES);
-            while let Some(Ok(piece)) = content.next().await {
-                left = left.saturating_sub(piece.len());
-                if left == 0 {
-                    break;
-                }
-            }
-        };
-        let _ = env.timeout(DRAIN_TIME, all).await;
-    }
-}
-
 pub(super) async fn put(State(shell): State<SharedShell>, request: Request) -> Answer {
     let (parts, body) = request.into_parts();
-    let size_bytes = body.size_hint().exact();
-    let held = Held(Arc::new(Mutex::new(body.into_data_stream())));
-    let answer = put_content(&shell, &parts, size_bytes, &held).await;
-    if let Err(refusal) = &answer
-        && !matches!(refusal.code, ErrorCode::UploadIncomplete | ErrorCode::DeadlineExceeded)
-    {
-        // Before the answer: some senders, told early, end their stream short of the promised length, and that resets it.
-        held.drain(shell.env.clone()).await;
-    }
-    answer
-}
-
-async fn put_content(shell: &SharedShell, parts: &Parts, size_bytes: Option<u64>, held: &Held) -> Answer {
     let (volume, path) = file_of(&parts.uri)?;
     refuse_what_would_be_lost(&parts.headers)?;
     let condition = conditions::for_write(&parts.headers)?;
@@ -88,12 +38,12 @@ async fn put_content(shell: &SharedShell, parts: &Parts, size_bytes: Option<u64>
     let spec = UploadSpec {
         volume,
         path,
-        size_bytes,
+        size_bytes: body.size_hint().exact(),
         blake3: declared_digest(&parts.headers)?,
         condition,
         content_type: decode::content_type(content_type)?,
     };
-    let content = held.content().map(|data| {
+    let content = body.into_data_stream().map(|data| {
         data.map_err(|error| FileError::UploadIncomplete(format!("the connection broke: {error}")))
     });
     let (content, gate) = incoming(&shell.env, &shell.metrics, shell.limits.stall, content);

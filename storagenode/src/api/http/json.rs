@@ -41,6 +41,8 @@ pub(super) fn volume(volume: &VolumeInfo) -> Value {
         "chunk_size_bytes": volume.chunk_size_bytes,
         "state": state,
         "created": time(volume.created_unix_ms),
+        "files": volume.count.map(|count| count.files),
+        "size_bytes": volume.count.map(|count| count.bytes),
     })
 }
 
@@ -86,5 +88,8 @@ pub(super) fn status(status: &StatusResponse) -> Value {
         "nodes": nodes,
         "answered_by": status.answered_by,
         "collecting": status.collecting,
+        "compared": status.compared,
+        "lost_files": status.lost_files,
+        "lost": status.lost,
     })
 }

@@ -1,11 +1,11 @@
 //! Recent events in memory, bounded in number and bytes, and the watches that read them.
 
-use std::{collections::VecDeque, ops::Range, sync::Arc};
+use std::{collections::VecDeque, ops::Range, pin::pin, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 use super::{closed, event_bytes};
 use crate::meta::{Event, MetaError, Watch};
@@ -18,8 +18,8 @@ const MAX_ANSWER: usize = 1024;
 /// Events of all keys in order of their revisions.
 pub(super) struct Ring {
     state: Mutex<State>,
-    /// Counts changes of `state`, so that watches wake up.
-    changes: watch::Sender<u64>,
+    /// Wakes the watches, in the order in which they began to wait.
+    changed: Notify,
     limits: Limits,
 }
 
@@ -51,7 +51,7 @@ impl Ring {
             latest: revision,
             closed: false,
         };
-        Self { state: Mutex::new(state), changes: watch::Sender::new(0), limits }
+        Self { state: Mutex::new(state), changed: Notify::new(), limits }
     }
 
     /// Adds the events of a commit; `latest` is the store's revision after it.
@@ -67,12 +67,12 @@ impl Ring {
             state.drop_oldest_revision();
         }
         drop(state);
-        self.changes.send_modify(|count| *count += 1);
+        self.changed.notify_waiters();
     }
 
     pub(super) fn close(&self) {
         self.state.lock().closed = true;
-        self.changes.send_modify(|count| *count += 1);
+        self.changed.notify_waiters();
     }
 
     /// Events of `range` from revision `from` on, and the revision to go on with.
@@ -121,13 +121,11 @@ pub(super) struct EmbeddedWatch {
     ring: Arc<Ring>,
     range: Range<Bytes>,
     next: u64,
-    changes: watch::Receiver<u64>,
 }
 
 impl EmbeddedWatch {
     pub(super) fn new(ring: Arc<Ring>, range: Range<Bytes>, from: u64) -> Self {
-        let changes = ring.changes.subscribe();
-        Self { ring, range, next: from, changes }
+        Self { ring, range, next: from }
     }
 }
 
@@ -135,15 +133,15 @@ impl EmbeddedWatch {
 impl Watch for EmbeddedWatch {
     async fn next(&mut self) -> Result<Vec<Event>, MetaError> {
         loop {
-            // Marked before reading: what comes after the read wakes us up.
-            self.changes.mark_unchanged();
+            // Before reading: what comes after the read wakes us up.
+            let mut changed = pin!(self.ring.changed.notified());
+            changed.as_mut().enable();
             let (events, next) = self.ring.read(&self.range, self.next)?;
             self.next = next;
             if !events.is_empty() {
                 return Ok(events);
             }
-            // The sender lives in our ring.
-            let _ = self.changes.changed().await;
+            changed.await;
         }
     }
 }

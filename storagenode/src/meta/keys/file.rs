@@ -110,6 +110,15 @@ pub fn key(volume: VolumeId, path: &str) -> Bytes {
     [&prefix(volume)[..], path.as_bytes()].concat().into()
 }
 
+/// The volume that a key belongs to.
+pub fn volume(entry: &KeyValue) -> Result<VolumeId, MetaError> {
+    let digits =
+        entry.key.get(PREFIX.len()..PREFIX.len() + 8).and_then(|digits| std::str::from_utf8(digits).ok());
+    let number = digits.and_then(|digits| u32::from_str_radix(digits, 16).ok());
+    let damaged = || MetaError::Damaged(format!("{} belongs to no volume", super::name(&entry.key)));
+    number.map(VolumeId).ok_or_else(damaged)
+}
+
 /// The path that a key names.
 pub fn path(entry: &KeyValue) -> Result<&str, MetaError> {
     let rest = entry.key.get(PREFIX.len() + 9..).and_then(|rest| std::str::from_utf8(rest).ok());
@@ -193,6 +202,7 @@ mod tests {
         let entry = entry(record.encode());
         assert!(entry.value.len() + entry.key.len() <= 200, "{}", entry.value.len());
         assert_eq!(path(&entry), Ok("a/b"));
+        assert_eq!(volume(&entry), Ok(VolumeId(7)));
     }
 
     #[test]

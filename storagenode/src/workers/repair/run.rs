@@ -6,28 +6,24 @@ use std::{
     time::Duration,
 };
 
-use cairn_placement::{ClusterMap, NodeId, PgId, VolumeId};
-use cairn_proto::v1 as proto;
+use cairn_placement::{ClusterMap, NodeId, PgId};
 use futures::{StreamExt, stream};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::plan::{self, Digest, Digests, Held, Step};
+use super::{
+    super::inventories::{self, GROUPS_A_REQUEST},
+    plan::{self, Held, Step},
+};
 use crate::{
     chunks::{Purpose, SealedChunk, Tombstone},
     cluster::{ClusterState, NodeInfo},
-    replication::{peers::PeerError, wire, write::Writer},
+    replication::{peers::PeerError, write::Writer},
 };
 
-/// Groups asked for in one request.
-const GROUPS_A_REQUEST: usize = 256;
 /// Chunks fetched at the same time.
 const FETCHES_AT_ONCE: usize = 4;
-/// Lines of one group's inventory at most: bounds memory.
-const MAX_INVENTORY: usize = 1_000_000;
-const SUMMARY_LIMIT: Duration = Duration::from_secs(10);
-const INVENTORY_LIMIT: Duration = Duration::from_secs(60);
 const FETCH_LIMIT: Duration = Duration::from_secs(30);
 /// The pause after a pass that found something to do.
 const BUSY_PAUSE: Duration = Duration::from_millis(300);
@@ -121,9 +117,8 @@ impl Repair {
         let mut agreeing = BTreeSet::new();
         let mut differences = false;
         for groups in groups.chunks(GROUPS_A_REQUEST) {
-            let answer = self.writer.peers.summarize(peer, map.pg_bits, groups, SUMMARY_LIMIT).await?;
-            let theirs = digests_from_wire(&answer);
-            let mine = self.own_digests(map, groups);
+            let theirs = inventories::digests(&self.writer, map, peer, groups).await?;
+            let mine = inventories::own_digests(&self.writer, map, groups);
             let differing = plan::differing(map, self.writer.me, peer.id, groups, &mine, &theirs);
             agreeing.extend(groups.iter().copied().filter(|pg| !differing.contains(pg)));
             for pg in &differing {
@@ -134,39 +129,10 @@ impl Repair {
         Ok((agreeing, differences))
     }
 
-    fn own_digests(&self, map: &ClusterMap, groups: &[PgId]) -> Digests {
-        let mut digests = Digests::new();
-        for pg in groups {
-            for summary in self.writer.store.summarize(map.pg_bits, *pg) {
-                let digest = Digest {
-                    chunks: summary.chunks,
-                    chunk_digest: summary.chunk_digest,
-                    tombstones: summary.tombstones,
-                    tombstone_digest: summary.tombstone_digest,
-                };
-                digests.insert((*pg, summary.copies), digest);
-            }
-        }
-        digests
-    }
-
     /// Copies what this node lacks of one group from one member.
     async fn fetch_group(&self, map: &ClusterMap, peer: &NodeInfo, pg: PgId) -> Result<(), PeerError> {
-        let entries =
-            self.writer.peers.inventory(peer, map.pg_bits, pg, MAX_INVENTORY, INVENTORY_LIMIT).await?;
-        let theirs: Vec<Held> = entries.into_iter().filter_map(held_from_wire).collect();
-        let mine: Vec<Held> = self
-            .writer
-            .store
-            .inventory(map.pg_bits, pg, None, usize::MAX)
-            .into_iter()
-            .map(|entry| Held {
-                id: entry.id,
-                volume: entry.volume,
-                copies: entry.copies,
-                tombstone: entry.tombstone,
-            })
-            .collect();
+        let theirs = inventories::inventory(&self.writer, map, peer, pg).await?;
+        let mine = inventories::own_inventory(&self.writer, map, pg);
         let steps = plan::steps(map, self.writer.me, peer.id, pg, &mine, &theirs);
         let buried = steps.iter().filter_map(|step| match step {
             Step::Bury(held) => Some(Tombstone { id: held.id, volume: held.volume, copies: held.copies }),
@@ -218,30 +184,4 @@ impl Repair {
 /// Who is there, by disk.
 fn liveness(state: &ClusterState) -> Vec<(NodeId, bool, cairn_placement::Incarnation)> {
     state.nodes.values().map(|node| (node.id, node.is_live(), node.incarnation)).collect()
-}
-
-fn digests_from_wire(answer: &proto::SummarizeResponse) -> Digests {
-    let mut digests = Digests::new();
-    for group in &answer.summaries {
-        for summary in &group.by_copies {
-            let Ok(copies) = u8::try_from(summary.copies) else { continue };
-            let digest = Digest {
-                chunks: summary.chunks,
-                chunk_digest: summary.chunk_digest,
-                tombstones: summary.tombstones,
-                tombstone_digest: summary.tombstone_digest,
-            };
-            digests.insert((PgId(group.placement_group), copies), digest);
-        }
-    }
-    digests
-}
-
-fn held_from_wire(entry: proto::InventoryEntry) -> Option<Held> {
-    Some(Held {
-        id: wire::chunk_id(&entry.generation, entry.index).ok()?,
-        volume: VolumeId(entry.volume),
-        copies: u8::try_from(entry.copies).ok()?,
-        tombstone: entry.tombstone,
-    })
 }

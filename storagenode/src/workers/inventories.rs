@@ -1,0 +1,102 @@
+//! What nodes hold, asked in one way for this node and others.
+
+use std::time::Duration;
+
+use cairn_placement::{ClusterMap, PgId, VolumeId};
+use cairn_proto::v1 as proto;
+
+use super::repair::plan::{Digest, Digests, Held};
+use crate::{
+    cluster::NodeInfo,
+    replication::{peers::PeerError, wire, write::Writer},
+};
+
+/// Groups asked for in one request.
+pub const GROUPS_A_REQUEST: usize = 256;
+/// Lines of one group's inventory at most: bounds memory.
+const MAX_INVENTORY: usize = 1_000_000;
+const SUMMARY_LIMIT: Duration = Duration::from_secs(10);
+const INVENTORY_LIMIT: Duration = Duration::from_secs(60);
+
+/// Count and digest of what this node holds of `groups`.
+pub fn own_digests(writer: &Writer, map: &ClusterMap, groups: &[PgId]) -> Digests {
+    let mut digests = Digests::new();
+    for pg in groups {
+        for summary in writer.store.summarize(map.pg_bits, *pg) {
+            let digest = Digest {
+                chunks: summary.chunks,
+                chunk_digest: summary.chunk_digest,
+                tombstones: summary.tombstones,
+                tombstone_digest: summary.tombstone_digest,
+            };
+            digests.insert((*pg, summary.copies), digest);
+        }
+    }
+    digests
+}
+
+/// Count and digest of what a node holds of `groups`, [`GROUPS_A_REQUEST`] at most.
+pub async fn digests(
+    writer: &Writer,
+    map: &ClusterMap,
+    node: &NodeInfo,
+    groups: &[PgId],
+) -> Result<Digests, PeerError> {
+    if node.id == writer.me {
+        return Ok(own_digests(writer, map, groups));
+    }
+    let answer = writer.peers.summarize(node, map.pg_bits, groups, SUMMARY_LIMIT).await?;
+    Ok(digests_from_wire(&answer))
+}
+
+/// Everything that this node holds of one group.
+pub fn own_inventory(writer: &Writer, map: &ClusterMap, pg: PgId) -> Vec<Held> {
+    let lines = writer.store.inventory(map.pg_bits, pg, None, usize::MAX).into_iter();
+    let held = lines.map(|line| Held {
+        id: line.id,
+        volume: line.volume,
+        copies: line.copies,
+        tombstone: line.tombstone,
+    });
+    held.collect()
+}
+
+/// Everything that a node holds of one group.
+pub async fn inventory(
+    writer: &Writer,
+    map: &ClusterMap,
+    node: &NodeInfo,
+    pg: PgId,
+) -> Result<Vec<Held>, PeerError> {
+    if node.id == writer.me {
+        return Ok(own_inventory(writer, map, pg));
+    }
+    let lines = writer.peers.inventory(node, map.pg_bits, pg, MAX_INVENTORY, INVENTORY_LIMIT).await?;
+    Ok(lines.into_iter().filter_map(held_from_wire).collect())
+}
+
+fn digests_from_wire(answer: &proto::SummarizeResponse) -> Digests {
+    let mut digests = Digests::new();
+    for group in &answer.summaries {
+        for summary in &group.by_copies {
+            let Ok(copies) = u8::try_from(summary.copies) else { continue };
+            let digest = Digest {
+                chunks: summary.chunks,
+                chunk_digest: summary.chunk_digest,
+                tombstones: summary.tombstones,
+                tombstone_digest: summary.tombstone_digest,
+            };
+            digests.insert((PgId(group.placement_group), copies), digest);
+        }
+    }
+    digests
+}
+
+fn held_from_wire(entry: proto::InventoryEntry) -> Option<Held> {
+    Some(Held {
+        id: wire::chunk_id(&entry.generation, entry.index).ok()?,
+        volume: VolumeId(entry.volume),
+        copies: u8::try_from(entry.copies).ok()?,
+        tombstone: entry.tombstone,
+    })
+}
