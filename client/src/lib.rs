@@ -21,6 +21,7 @@
 
 mod calls;
 pub mod config;
+mod copy;
 mod download;
 mod endpoints;
 mod error;

@@ -171,6 +171,7 @@ fn read(status: &StatusResponse) -> NodesReport {
         },
         lost_files: status.lost_files,
         lost: status.lost.clone(),
+        metadata_restored: status.metadata_restored,
         metadata_problem: None,
     }
 }

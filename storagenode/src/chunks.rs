@@ -37,6 +37,7 @@ mod header;
 mod identity;
 mod index;
 mod kek;
+mod layout;
 mod read;
 mod recover;
 mod scan;
@@ -44,15 +45,17 @@ mod seal;
 mod segment;
 mod space;
 mod store;
+mod verify;
 mod write;
 
-pub use format::Tombstone;
+pub use format::{Sighting, Tombstone};
 pub use header::{ChunkError, ChunkHeader, SealedChunk, crc32c, frame_count, plain_frame_length};
 pub use identity::Identity;
 pub use kek::{Kek, KekError, KekId, UnwrapError, wrapped_with};
 pub use recover::{CorruptRange, RecoveryReport};
 pub use seal::{FrameError, GenerationKey, VolumeKey, open_frame, seal_chunk};
 pub use store::{ChunkStore, Prepared, Ticket};
+pub use verify::{Verified, verify};
 
 /// Content of a frame: the unit of sealing, of checksums and of ranged reads.
 pub const FRAME_BYTES: usize = 65_536;
@@ -109,6 +112,8 @@ pub enum OpenError {
         "{folder} belongs to node {found}, not to {wanted}: start that node on it, or give this one its own disk"
     )]
     OtherNode { folder: PathBuf, found: String, wanted: String },
+    #[error("{folder} holds no node's data: name the folder that is the node's DATA_DIR")]
+    NoIdentity { folder: PathBuf },
     #[error("{folder} was retired: its data is no longer part of the cluster; give this node an empty disk")]
     Retired { folder: PathBuf },
     #[error("{path} has format {found}, this version knows up to {known}: upgrade this node")]

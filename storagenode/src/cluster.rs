@@ -1,7 +1,8 @@
 //! The node's part in its cluster: it registers under a lease ([`register`]), mirrors what every node must know
-//! ([`view`]), and one of them coordinates ([`coordinate`]).
+//! ([`view`]), and one of them coordinates ([`coordinate`]). A metadata store that was restored is accepted by [`recover`].
 
 pub mod coordinate;
+pub mod recover;
 pub mod register;
 pub mod view;
 

@@ -13,102 +13,13 @@ use crate::{
 };
 
 mod dotenv;
+mod grammar;
 mod quantity;
 mod unknown;
 
+pub use grammar::grammar;
+use grammar::{SETTINGS, Setting};
 pub use unknown::warnings;
-
-/// One setting, as people see it.
-struct Setting {
-    name: &'static str,
-    value: &'static str,
-    help: &'static str,
-    default: Option<&'static str>,
-}
-
-const fn setting(
-    name: &'static str,
-    value: &'static str,
-    default: Option<&'static str>,
-    help: &'static str,
-) -> Setting {
-    Setting { name, value, help, default }
-}
-
-const SETTINGS: &[Setting] = &[
-    setting("CLUSTER_NAME", "NAME", Some("cairn"), "The cluster this node belongs to"),
-    setting("NODE_NAME", "NAME", None, "This node's name, for ever [default: the host name]"),
-    setting("ZONE", "NAME", Some("default"), "Failure domain: copies of a file go to different zones"),
-    setting("DATA_DIR", "FOLDER", Some("/data"), "Where this node keeps its chunks"),
-    setting(
-        "DATABASE_URL",
-        "URL",
-        None,
-        "Metadata: etcd://host,host,host/prefix, or embedded:///folder for one node alone",
-    ),
-    setting("ETCD_CA_FILE", "FILE", None, "CA of an etcd with TLS (as ?ca= in DATABASE_URL)"),
-    setting("ETCD_CERT_FILE", "FILE", None, "Certificate to show to etcd, if it asks for one"),
-    setting("ETCD_KEY_FILE", "FILE", None, "Its key"),
-    setting("GRPC_PORT", "PORT", Some("50051"), "Port for gRPC, of clients and of other nodes; 0 picks one"),
-    setting("HTTP_PORT", "PORT", Some("8080"), "Port for HTTPS; 0 picks one"),
-    setting("BIND_HOST", "HOST", Some("0.0.0.0"), "Address to listen on"),
-    setting(
-        "ADVERTISE_HOST",
-        "HOST",
-        None,
-        "Name by which other nodes reach this one; must be in its certificate [default: the host name]",
-    ),
-    setting("ADVERTISE_PORT", "PORT", None, "Port by which other nodes reach this one [default: GRPC_PORT]"),
-    setting("TLS_CERT_FILE", "FILE", None, "This node's certificate (PEM; subject O=cairn:node)"),
-    setting("TLS_KEY_FILE", "FILE", None, "Its key (PEM)"),
-    setting("TLS_CA_FILE", "FILE", None, "The cluster's CA (PEM)"),
-    setting("KEK_FILE", "FILE", None, "The key-encryption key: 32 random bytes, base64, hexadecimal or raw"),
-    setting(
-        "CLIENT_TOKENS_FILE",
-        "FILE",
-        None,
-        "Who may connect with a token: lines of NAME SHA256 [EXPIRES]",
-    ),
-    setting(
-        "EXPECTED_NODES",
-        "COUNT",
-        Some("1"),
-        "Nodes to wait for before files are placed for the first time",
-    ),
-    setting(
-        "LEASE_SECONDS",
-        "SECONDS",
-        Some("10"),
-        "A node that has not been heard of for so long counts as down (2 to 300)",
-    ),
-    setting(
-        "REPAIR_SECONDS",
-        "SECONDS",
-        Some("5"),
-        "Between comparisons with other nodes, at rest (1 to 3600)",
-    ),
-    setting(
-        "COMPARE_SECONDS",
-        "SECONDS",
-        Some("30"),
-        "Between comparisons of the metadata with the disks, at rest; longer where one takes long (1 to 86400)",
-    ),
-    setting("TICK_SECONDS", "SECONDS", Some("60"), "Length of a tick, by which ages are counted (1 to 3600)"),
-    setting(
-        "COLLECT_AFTER_TICKS",
-        "COUNT",
-        Some("15"),
-        "Ticks that deleted content rests, for downloads that have begun (1 to 100000)",
-    ),
-    setting("CAPACITY", "BYTES", None, "How much of the disk to use, such as 100Gi [default: all of it]"),
-    setting(
-        "LOG",
-        "FILTER",
-        Some("info"),
-        "What to log: error, warn, info, debug, or a filter such as info,cairn_node=debug",
-    ),
-    setting("LOG_FORMAT", "FORMAT", Some("text"), "text or json"),
-];
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,11 +65,21 @@ pub struct InitSecrets {
     pub etcd_hosts: Vec<String>,
 }
 
+/// What [`Command::Recover`] needs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Recover {
+    pub database_url: DatabaseUrl,
+    /// Nodes that are gone for ever.
+    pub without: Vec<String>,
+}
+
 /// What the command line asks for.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Command {
     Run(Box<NodeConfig>),
     InitSecrets(InitSecrets),
+    Recover(Recover),
+    Verify { data_dir: PathBuf },
 }
 
 /// Settings that cannot be used.
@@ -180,50 +101,6 @@ pub struct Given<'a> {
     /// Content of the `.env` file, if there is one.
     pub dotenv: Option<String>,
     pub host_name: String,
-}
-
-/// The command line's grammar, for help and parsing.
-pub fn grammar() -> clap::Command {
-    let settings = SETTINGS.iter().map(|setting| {
-        let env = format!("[env: {}]", setting.name);
-        let help = match setting.default {
-            Some(default) => format!("{} {env} [default: {default}]", setting.help),
-            None => format!("{} {env}", setting.help),
-        };
-        clap::Arg::new(setting.name).long(flag_of(setting.name)).value_name(setting.value).help(help)
-    });
-    let file = clap::Arg::new("ENV_FILE")
-        .long("env-file")
-        .value_name("FILE")
-        .help("File of NAME=VALUE lines, for what neither flags nor the environment set [default: .env, if it exists]");
-    let folder =
-        clap::Arg::new("folder").long("folder").value_name("FOLDER").required(true).help("Where they go");
-    let hosts = clap::Arg::new("hosts")
-        .long("hosts")
-        .value_name("HOST,…")
-        .value_delimiter(',')
-        .help("Names and addresses of the nodes; localhost is always included");
-    let etcd_hosts = clap::Arg::new("etcd-hosts")
-        .long("etcd-hosts")
-        .value_name("HOST,…")
-        .value_delimiter(',')
-        .help("The same for an etcd that is to have a certificate of this CA");
-    let cluster = clap::Arg::new("cluster")
-        .long("cluster")
-        .value_name("NAME")
-        .default_value("cairn")
-        .help("Name of the cluster");
-    let init = clap::Command::new("init-secrets")
-        .about("Makes CA, certificates, key-encryption key and a client's token where they are missing; changes nothing that exists")
-        .args([folder, hosts, etcd_hosts, cluster]);
-    clap::Command::new("cairn-node")
-        .version(env!("CARGO_PKG_VERSION"))
-        .about("A storage node of Cairn. Without a command, it runs the node.")
-        .after_help("Every setting can be a flag, an environment variable, or a line of the .env file, in this order.")
-        .args_conflicts_with_subcommands(true)
-        .args(settings)
-        .arg(file)
-        .subcommand(init)
 }
 
 /// `GRPC_PORT` → `grpc-port`.
@@ -251,16 +128,25 @@ pub fn command(matches: &ArgMatches, given: &Given<'_>) -> Result<Command, Confi
             etcd_hosts: list("etcd-hosts"),
         }));
     }
+    if let Some(("recover", recover)) = matches.subcommand() {
+        let mut reader = Reader::new(matches, given)?;
+        let database_url = reader.database_url();
+        let without = recover.get_many::<String>("without-node").unwrap_or_default().cloned().collect();
+        return reader.done(Command::Recover(Recover { database_url, without }));
+    }
+    if let Some(("verify", verify)) = matches.subcommand() {
+        let mut reader = Reader::new(matches, given)?;
+        let data_dir = match verify.get_one::<String>("data-dir") {
+            Some(folder) => folder.into(),
+            None => reader.read("DATA_DIR", None, path),
+        };
+        return reader.done(Command::Verify { data_dir });
+    }
     Ok(Command::Run(Box::new(node_config(matches, given)?)))
 }
 
 fn node_config(matches: &ArgMatches, given: &Given<'_>) -> Result<NodeConfig, ConfigError> {
-    let file = match &given.dotenv {
-        Some(content) => dotenv::parse(content).map_err(|problem| ConfigError(vec![problem]))?,
-        None => Default::default(),
-    };
-    let mut reader = Reader { matches, given, file, problems: Vec::new() };
-    reader.check_environment();
+    let mut reader = Reader::new(matches, given)?;
     let host_name = Some(given.host_name.as_str()).filter(|name| !name.is_empty());
     let config = NodeConfig {
         cluster_name: reader.read("CLUSTER_NAME", None, name),
@@ -284,7 +170,7 @@ fn node_config(matches: &ArgMatches, given: &Given<'_>) -> Result<NodeConfig, Co
         log: reader.read("LOG", None, filter),
         log_format: reader.read("LOG_FORMAT", None, log_format).unwrap_or(LogFormat::Text),
     };
-    if reader.problems.is_empty() { Ok(config) } else { Err(ConfigError(reader.problems)) }
+    reader.done(config)
 }
 
 /// Finds values, and keeps the problems until all are known.
@@ -295,7 +181,22 @@ struct Reader<'a> {
     problems: Vec<String>,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    fn new(matches: &'a ArgMatches, given: &'a Given<'a>) -> Result<Self, ConfigError> {
+        let file = match &given.dotenv {
+            Some(content) => dotenv::parse(content).map_err(|problem| ConfigError(vec![problem]))?,
+            None => Default::default(),
+        };
+        let mut reader = Self { matches, given, file, problems: Vec::new() };
+        reader.check_environment();
+        Ok(reader)
+    }
+
+    /// What was read, if nothing was wrong with any of it.
+    fn done<T>(self, read: T) -> Result<T, ConfigError> {
+        if self.problems.is_empty() { Ok(read) } else { Err(ConfigError(self.problems)) }
+    }
+
     fn check_environment(&mut self) {
         let is_text =
             |name| (self.given.environment)(name).is_none_or(|value: OsString| value.to_str().is_some());

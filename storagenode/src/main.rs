@@ -9,8 +9,9 @@ use std::{
 };
 
 use cairn_node::{
-    config::{self, Command, Given, InitSecrets, LogFormat, NodeConfig},
-    env::real::{RealClock, RealRandom},
+    chunks,
+    config::{self, Command, Given, InitSecrets, LogFormat, NodeConfig, Recover},
+    env::real::{RealClock, RealRandom, without_network},
     run, secrets,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,6 +24,8 @@ fn main() -> ExitCode {
     match command() {
         Ok((Command::Run(config), warnings)) => run_node(*config, &warnings),
         Ok((Command::InitSecrets(wanted), _)) => init_secrets(&wanted),
+        Ok((Command::Recover(wanted), _)) => recover(&wanted),
+        Ok((Command::Verify { data_dir }, _)) => verify(&data_dir),
         Err(problem) => {
             eprintln!("cairn-node: {problem}");
             ExitCode::from(BAD_SETTINGS)
@@ -129,4 +132,60 @@ fn init_secrets(wanted: &InitSecrets) -> ExitCode {
             ExitCode::from(FAILED)
         }
     }
+}
+
+fn recover(wanted: &Recover) -> ExitCode {
+    match block_on(run::recover(wanted)) {
+        Ok(done) => {
+            println!(
+                "the metadata store is accepted as it is: {} nodes had reported; tick {}, map {}, epoch {}; deleting goes on",
+                done.reports, done.tick, done.map_generation, done.epoch
+            );
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("cairn-node: {error}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn verify(data_dir: &Path) -> ExitCode {
+    let tell = |id, volume, why: &str| println!("damaged: chunk {id} of volume {volume}: {why}");
+    match block_on(chunks::verify(&without_network(), data_dir, tell)) {
+        Ok(found) => {
+            for corrupt in &found.corrupt {
+                let seems =
+                    corrupt.seems.map_or_else(String::new, |id| format!(", which seems to be chunk {id}"));
+                let (start, end) = (corrupt.range.start, corrupt.range.end);
+                println!("damaged: bytes {start} to {end} of segments/{}{seems}", corrupt.segment);
+            }
+            println!(
+                "node {}: {} chunks with {} bytes of content, {} deletions remembered; {}",
+                found.node,
+                found.chunks,
+                found.plain_bytes,
+                found.tombstones,
+                match found.is_sound() {
+                    true => "all of it is whole".to_owned(),
+                    false => format!(
+                        "damaged chunks: {}, damaged ranges besides: {}",
+                        found.damaged,
+                        found.corrupt.len()
+                    ),
+                }
+            );
+            if found.is_sound() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
+        }
+        Err(error) => {
+            eprintln!("cairn-node: {error}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+/// Runs what a command does to its end.
+fn block_on<F: Future>(future: F) -> F::Output {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime without threads can be made").block_on(future)
 }

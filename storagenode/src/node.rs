@@ -135,7 +135,8 @@ impl Node {
         let meta: SharedMeta = Arc::new(measure::CountedMeta { inner: meta, metrics: metrics.clone() });
         let Joined { record_id, store, identity, registration, id } = join(&env, &options, &meta).await?;
         let stop = CancellationToken::new();
-        let view = View::start(env.clone(), meta.clone(), stop.clone());
+        let me = options.name.clone();
+        let view = View::start(env.clone(), meta.clone(), me, store.clone(), stop.clone());
         let peers = Peers::new(env.clone());
         let writer = Writer {
             env: env.clone(),
@@ -207,6 +208,7 @@ impl Node {
         let lease = register::keep_alive(env, meta, self.registration.clone(), self.stop_lease.clone(), lost);
         self.tasks.spawn(lease);
         self.tasks.spawn(self.repair.clone().run(self.stop.clone()));
+        self.tasks.spawn(remember(self.view.clone(), self.store.clone(), self.stop.clone()));
         let housekeeping = Housework {
             view: self.view.clone(),
             truth: Truth {
@@ -313,6 +315,20 @@ async fn check_kek(meta: &SharedMeta, kek: &Kek) -> Result<(), StartError> {
     Ok(())
 }
 
+/// Makes durable, with every tick, how far the metadata store was seen (R10).
+async fn remember(view: View, store: ChunkStore, stop: CancellationToken) {
+    let remembering = async {
+        let mut tick = view.current().tick;
+        loop {
+            tick = view.wait_for(|state| (state.tick != tick).then_some(state.tick)).await;
+            if let Err(error) = store.remember().await {
+                tracing::warn!(%error, "could not remember how far the metadata store was seen");
+            }
+        }
+    };
+    stop.run_until_cancelled(remembering).await;
+}
+
 /// What this node does when it coordinates.
 struct Housework {
     view: View,
@@ -326,6 +342,9 @@ struct Housework {
 impl Housekeeping for Housework {
     async fn round(&self, term: &Term) {
         let state = self.view.current();
+        if !state.may_delete() {
+            return;
+        }
         match self.collector.round(term, &state).await {
             Ok(collected) => _ = self.metrics.collected_generations.inc_by(collected as u64),
             Err(error) => tracing::warn!(%error, "could not collect deleted files"),

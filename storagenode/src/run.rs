@@ -8,10 +8,11 @@ use tracing::{info, warn};
 use crate::{
     api::Limits,
     chunks::{Kek, KekError},
-    config::NodeConfig,
+    cluster::recover::{self, RecoverError, Recovered},
+    config::{NodeConfig, Recover},
     env::{
         Env, OpenMode, Protocol,
-        real::{RealClock, RealDisk, RealRandom, RealThreads},
+        real::{RealClock, RealDisk, RealRandom, RealThreads, without_network},
     },
     meta::{self, ConnectError, url::DatabaseUrl},
     node::{self, Budgets, NodeOptions, RunningNode, ServeError, ServeOptions},
@@ -69,6 +70,23 @@ pub async fn run(config: NodeConfig, stop: CancellationToken) -> Result<(), RunE
     info!(drain_s = DRAIN.as_secs(), "stopping");
     node.stop(DRAIN).await;
     if asked { Ok(()) } else { Err(RunError::NameTaken) }
+}
+
+/// Why a restored metadata store was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverFailure {
+    #[error(transparent)]
+    Meta(#[from] ConnectError),
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
+}
+
+/// Accepts a restored metadata store (R10). Must be called inside a tokio runtime.
+pub async fn recover(wanted: &Recover) -> Result<Recovered, RecoverFailure> {
+    let meta = meta::connect(&wanted.database_url, without_network()).await?;
+    let recovered = recover::recover(&meta, &wanted.without).await;
+    meta.close().await;
+    Ok(recovered?)
 }
 
 /// The real world, seen with the node's certificate. Must be called inside a tokio runtime.

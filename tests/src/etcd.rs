@@ -173,6 +173,36 @@ impl EtcdCluster {
         self.wait_healthy(member)
     }
 
+    /// Stops all members, keeps a copy of their data under this name, and starts them again.
+    pub fn save(&self, name: &str) -> Result<(), EtcdError> {
+        self.replace_data(copy_folder, name)
+    }
+
+    /// Stops all members, and starts them with the data that was kept: what a restored backup is.
+    pub fn restore(&self, name: &str) -> Result<(), EtcdError> {
+        self.replace_data(
+            |data, kept| {
+                std::fs::remove_dir_all(data)?;
+                copy_folder(kept, data)
+            },
+            name,
+        )
+    }
+
+    fn replace_data(
+        &self,
+        change: impl Fn(&Path, &Path) -> std::io::Result<()>,
+        name: &str,
+    ) -> Result<(), EtcdError> {
+        (0..self.len()).for_each(|member| self.kill(member));
+        for member in 0..self.len() {
+            let folder = self.folder.path();
+            change(&folder.join(format!("m{member}")), &folder.join(format!("{name}-m{member}")))?;
+        }
+        (0..self.len()).try_for_each(|member| self.spawn(member))?;
+        (0..self.len()).try_for_each(|member| self.wait_healthy(member))
+    }
+
     /// Stops one member in its tracks (SIGSTOP).
     pub fn pause(&self, member: usize) {
         self.slot(member).iter().for_each(Process::pause);
@@ -243,6 +273,19 @@ impl Drop for EtcdCluster {
             }
         }
     }
+}
+
+fn copy_folder(from: &Path, to: &Path) -> std::io::Result<()> {
+    for entry in walkdir::WalkDir::new(from) {
+        let entry = entry?;
+        let below = entry.path().strip_prefix(from).expect("the walk stays below its root");
+        if entry.file_type().is_dir() {
+            std::fs::create_dir_all(to.join(below))?;
+        } else {
+            std::fs::copy(entry.path(), to.join(below))?;
+        }
+    }
+    Ok(())
 }
 
 /// The folder below `target/` for what must lie on a real disk.

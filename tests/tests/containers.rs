@@ -33,7 +33,7 @@ fn settings(dotenv: &str) -> Result<NodeConfig, String> {
         Given { environment: &|_| None, dotenv: Some(dotenv.to_string()), host_name: "node-1".to_string() };
     match config::command(&matches, &given).map_err(|error| error.to_string())? {
         Command::Run(config) => Ok(*config),
-        Command::InitSecrets(_) => Err("it does not run a node".to_string()),
+        _ => Err("it does not run a node".to_string()),
     }
 }
 

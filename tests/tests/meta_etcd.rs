@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use cairn_node::env::real::without_network;
 use cairn_node::meta::conformance::{self, Subject};
 use cairn_node::meta::{
     Compare, DatabaseUrl, Event, Freshness, KeyValue, MetaError, Op, RangeRead, SharedMeta, Txn, Watch,
@@ -18,7 +19,7 @@ use etcd_client::Client;
 
 async fn open(url: &str) -> SharedMeta {
     let url: DatabaseUrl = url.parse().unwrap();
-    connect(&url, conformance::env()).await.unwrap()
+    connect(&url, without_network()).await.unwrap()
 }
 
 fn three_members() -> Option<EtcdCluster> {
@@ -27,7 +28,7 @@ fn three_members() -> Option<EtcdCluster> {
 }
 
 fn subject(store: SharedMeta) -> Subject {
-    Subject { store, env: conformance::env(), lease_ttl: Duration::from_secs(2), keeps_history: true }
+    Subject { store, env: without_network(), lease_ttl: Duration::from_secs(2), keeps_history: true }
 }
 
 fn put(key: impl Into<Bytes>, value: impl Into<Bytes>) -> Txn {
@@ -107,7 +108,7 @@ async fn speaks_tls() {
         assert!(begin.elapsed() < Duration::from_secs(8));
     }
     let missing: DatabaseUrl = format!("{plain}?ca=/nowhere/ca.pem").parse().unwrap();
-    let error = connect(&missing, conformance::env()).await.err().unwrap();
+    let error = connect(&missing, without_network()).await.err().unwrap();
     assert!(error.to_string().contains("/nowhere/ca.pem"), "{error}");
 }
 

@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     io::Read,
     os::fd::{FromRawFd, OwnedFd},
+    os::unix::fs::symlink,
     path::PathBuf,
     process::{Command, Stdio},
     ptr,
@@ -208,7 +209,7 @@ async fn failures_have_their_exit_code_and_say_what_to_do() {
 }
 
 /// What a program prints to a terminal of 100 columns that it has for itself.
-fn on_a_terminal(desk: &Desk, arguments: &[&str]) -> String {
+fn on_a_terminal(desk: &Desk, arguments: &[&str], input: Stdio) -> String {
     let size = libc::winsize { ws_row: 25, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
     let (mut ours, mut its) = (-1, -1);
     // SAFETY: two places for descriptors, and a size; the rest may be left out.
@@ -218,7 +219,7 @@ fn on_a_terminal(desk: &Desk, arguments: &[&str]) -> String {
     let (ours, its) = unsafe { (OwnedFd::from_raw_fd(ours), OwnedFd::from_raw_fd(its)) };
     let mut command = Command::new(programs::built("cairn"));
     command.args(arguments).env_clear().env("HOME", desk.folder.path()).env("TERM", "xterm");
-    command.stdin(Stdio::null()).stdout(its.try_clone().unwrap()).stderr(its);
+    command.stdin(input).stdout(its.try_clone().unwrap()).stderr(its);
     let mut child = command.spawn().unwrap();
     drop(command); // with it our hold of the other end: then reading ends with the child
     let mut seen = Vec::new();
@@ -239,7 +240,7 @@ async fn progress_is_drawn_on_a_terminal_and_nowhere_else() {
     let large = desk.write("large.bin", &content(3, 128 << 20)).display().to_string();
     let back = desk.path("back.bin").display().to_string();
     for arguments in [["put", large.as_str(), "files"], ["get", "files/large.bin", back.as_str()]] {
-        let seen = on_a_terminal(&desk, &arguments);
+        let seen = on_a_terminal(&desk, &arguments, Stdio::null());
         assert!(seen.contains(" of 1 file") && seen.contains(" of 128.00 MiB"), "{seen:?}");
         let percents = seen.split('%').filter_map(|before| before.rsplit(' ').next()?.parse::<u32>().ok());
         let percents: Vec<u32> = percents.collect();
@@ -248,10 +249,240 @@ async fn progress_is_drawn_on_a_terminal_and_nowhere_else() {
         let last = seen.trim_end().rsplit(['\n', '\r']).next().unwrap();
         assert!(last.contains("1 file, 128 MiB in ") && !last.contains('%'), "the bar has gone: {last:?}");
 
-        let quiet = on_a_terminal(&desk, &[&arguments[..], &["--quiet"]].concat());
+        let quiet = on_a_terminal(&desk, &[&arguments[..], &["--quiet"]].concat(), Stdio::null());
         assert_eq!(quiet, "", "{arguments:?}");
         let output = desk.run(&arguments, b"");
         assert!(output.success && output.stderr.is_empty(), "{output:?}");
         assert!(!output.stdout.contains(['\x1b', '\r', '%']), "{output:?}");
     }
+    // Of a length that nobody knows, no share can be shown.
+    let piped = File::open(&large).unwrap();
+    let seen = on_a_terminal(&desk, &["put", "-", "files/piped.bin"], piped.into());
+    assert!(seen.contains("0 of 1 file") && seen.contains("MiB/s"), "{seen:?}");
+    assert!(!seen.contains('%') && !seen.contains(" of 1 B"), "{seen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn standard_input_and_output_carry_content_and_nothing_else() {
+    let desk = Desk::new().await;
+    desk.make_context("one");
+    desk.cairn(&["mkvol", "files"]);
+    let content = "one line of many\n".repeat(300_000);
+    for content in ["", content.as_str()] {
+        let put = desk.run(&["put", "-", "files/piped", "--output", "json"], content.as_bytes());
+        assert!(put.success && put.stderr.is_empty(), "{:?} {}", put.code, put.stderr);
+        let put: Value = serde_json::from_str(&put.stdout).unwrap();
+        assert_eq!((&put["files"], &put["bytes"]), (&1.into(), &content.len().into()), "{put}");
+        let got = desk.run(&["get", "files/piped", "-"], b"");
+        assert!(
+            got.success && got.stdout == content && got.stderr.is_empty(),
+            "{:?} {}",
+            got.code,
+            got.stderr
+        );
+        // The document makes way for the content.
+        let got = desk.run(&["get", "files/piped", "-", "--output", "json"], b"");
+        assert!(got.success && got.stdout == content, "{:?} {}", got.code, got.stderr);
+        let told: Value = serde_json::from_str(&got.stderr).unwrap();
+        assert_eq!((&told["files"], &told["bytes"]), (&1.into(), &content.len().into()), "{told}");
+    }
+    let nothing = desk.run(&["get", "files/nothing", "-"], b"");
+    assert_eq!((nothing.code, nothing.stdout.as_str()), (Some(3), ""), "{}", nothing.stderr);
+    desk.cairn(&["put", &desk.write("in/x", b"x").display().to_string(), "files/folder/"]);
+    desk.fails(&["get", "files/folder", "-"], 2, "INVALID_ARGUMENT");
+    desk.fails(&["put", "-", "files/folder/"], 2, "INVALID_ARGUMENT");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn symbolic_links_in_a_folder_are_left_out_and_named() {
+    let desk = Desk::new().await;
+    desk.make_context("one");
+    desk.cairn(&["mkvol", "files"]);
+    desk.write("outside/secret", b"not to be stored");
+    desk.write("in/a/plain", b"to be stored");
+    let links = [("file", "../outside/secret"), ("folder", "../outside"), ("loop", "."), ("nowhere", "gone")];
+    for (name, target) in links {
+        symlink(target, desk.path("in").join(name)).unwrap();
+    }
+    let put = desk.run(&["put", "in", "files/all"], b"");
+    assert!(put.success && put.stdout.contains("1 file") && put.stdout.contains("left out 4"), "{put:?}");
+    let warnings: Vec<&str> = put.stderr.lines().collect();
+    for (name, _) in links {
+        let warning = format!("warning: in/{name}: left out, it is a symbolic link");
+        assert!(warnings.contains(&warning.as_str()), "{name}: {warnings:?}");
+    }
+    assert_eq!(warnings.len(), links.len(), "{warnings:?}");
+    let put = desk.json(&["put", "in", "files/again"]);
+    assert_eq!((&put["left_out"], put["skipped"].as_array().map(Vec::len)), (&4.into(), Some(4)), "{put}");
+    assert_eq!(paths(&desk, "files"), ["again/a/plain", "all/a/plain"]);
+}
+
+/// Every file of a volume.
+fn paths(desk: &Desk, source: &str) -> Vec<String> {
+    let listed = desk.json(&["ls", "--recursive", source]);
+    listed["files"].as_array().unwrap().iter().map(|file| file["path"].as_str().unwrap().to_owned()).collect()
+}
+
+/// How many files were transferred, and how many passed over.
+#[track_caller]
+fn transferred(desk: &Desk, arguments: &[&str]) -> (u64, u64) {
+    let summary = desk.json(arguments);
+    assert_eq!(summary["failed"], 0, "{summary}");
+    (summary["files"].as_u64().unwrap(), summary["unchanged"].as_u64().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn folders_are_taken_up_again_where_a_transfer_broke_off() {
+    let desk = Desk::new().await;
+    desk.make_context("one");
+    desk.cairn(&["mkvol", "files"]);
+    // Names whose order in a folder is not that of their paths.
+    let names = ["a", "a.txt", "b-c/1", "b/1", "b/2/3", "b.d", "ü/x y"];
+    for (seed, name) in names.into_iter().enumerate() {
+        desk.write(&format!("in/{name}x"), &content(seed as u64, 70_000));
+    }
+    let put = ["put", "in", "files/p"];
+    assert_eq!(transferred(&desk, &put), (7, 0));
+    assert_eq!(transferred(&desk, &put), (0, 7));
+    assert_eq!(transferred(&desk, &["put", "in", "files/p", "--force"]), (7, 0));
+    assert_eq!(
+        transferred(&desk, &["put", "in", "files/p", "--content-type", "a/b"]),
+        (7, 0),
+        "it would change"
+    );
+    assert_eq!(transferred(&desk, &["put", "in", "files/p", "--content-type", "a/b"]), (0, 7));
+    assert_eq!(transferred(&desk, &put), (7, 0));
+
+    // One of the same size and another content, one longer, one new.
+    let other = content(100, 70_000);
+    desk.write("in/b/1x", &other);
+    desk.write("in/ax", &content(0, 70_001));
+    desk.write("in/new", b"");
+    let absent = desk.run(&["put", "in", "files/p", "--if-absent"], b"");
+    assert_eq!(absent.code, Some(7), "what differs is not replaced: {absent:?}");
+    assert!(absent.stdout.contains("1 file,") && absent.stdout.contains("2 failed"), "{absent:?}");
+    let text = desk.cairn(&put);
+    assert!(
+        text.starts_with("uploaded 2 files, ") && text.contains("; skipped 6 files, there already"),
+        "{text}"
+    );
+
+    let get = ["get", "files/p", "back"];
+    assert_eq!(transferred(&desk, &get), (8, 0));
+    assert_eq!(transferred(&desk, &get), (0, 8));
+    assert_eq!(transferred(&desk, &["get", "files/p", "back", "--force"]), (8, 0));
+    desk.write("back/b/1x", &content(101, 70_000));
+    desk.write("back/ax", b"");
+    fs::remove_file(desk.path("back/new")).unwrap();
+    assert_eq!(transferred(&desk, &get), (3, 5));
+    for name in names.map(|name| format!("{name}x")).iter().map(String::as_str).chain(["new"]) {
+        let (sent, back) = (desk.path("in").join(name), desk.path("back").join(name));
+        assert!(fs::read(sent).unwrap() == fs::read(back).unwrap(), "{name} is another file");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_there_is_found_over_many_pages() {
+    /// Enough that a listing is too long to be gone through for a single file.
+    const FILES: u64 = 4_200;
+    let desk = Desk::new().await;
+    desk.make_context("one");
+    desk.cairn(&["mkvol", "files"]);
+    for number in 0..FILES {
+        desk.write(&format!("in/{}/{number:04}", number % 3), &content(number, 10));
+    }
+    let put = ["put", "in", "files/p", "--jobs", "64"];
+    assert_eq!(transferred(&desk, &put), (FILES, 0));
+    desk.write("in/1/2500", &content(1, 10));
+    assert_eq!(transferred(&desk, &put), (1, FILES - 1));
+    desk.write("one/2/4199", &content(4_199, 10));
+    assert_eq!(transferred(&desk, &["put", "one", "files/p"]), (0, 1), "at the end of a long listing");
+    desk.write("one/2/4199", &content(4_198, 10));
+    assert_eq!(transferred(&desk, &["put", "one", "files/p"]), (1, 0));
+    desk.cairn(&["cp", "files/p", "files/q", "--jobs", "64"]);
+    assert_eq!(transferred(&desk, &["cp", "files/p/2", "files/q/2"]), (0, FILES / 3));
+    assert_eq!(desk.json(&["du", "files"])["total"]["files"], 2 * FILES);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_and_folders_are_copied_within_the_cluster() {
+    let desk = Desk::new().await;
+    desk.make_context("one");
+    desk.cairn(&["mkvol", "files"]);
+    desk.cairn(&["mkvol", "archive", "--chunk-size", "64KiB"]);
+    let files = [("a.txt", content(1, 0)), ("b/one", content(2, 200_000)), ("b/two", content(3, 1))];
+    for (name, bytes) in &files {
+        desk.write(&format!("in/{name}"), bytes);
+    }
+    desk.cairn(&["put", "in", "files/p", "--content-type", "text/plain"]);
+
+    desk.cairn(&["cp", "files/p/b/one", "archive"]);
+    desk.cairn(&["cp", "files/p/b/one", "files/q"]);
+    let (from, to) = (desk.json(&["stat", "files/p/b/one"]), desk.json(&["stat", "archive/one"]));
+    for field in ["size_bytes", "blake3", "content_type"] {
+        assert_eq!(from["file"][field], to["file"][field], "{field}");
+    }
+    assert_ne!(from["file"]["etag"], to["file"]["etag"], "a generation of its own");
+    desk.fails(&["cp", "files/p/b/one", "files/q", "--if-absent"], 4, "PRECONDITION_FAILED");
+    let other = "0".repeat(32);
+    desk.fails(&["cp", "files/p/b/one", "files/q", "--if-match", &other], 4, "PRECONDITION_FAILED");
+    desk.fails(&["cp", "files/q", "files/q"], 2, "INVALID_ARGUMENT");
+    desk.fails(&["cp", "files/p", "files/p/b"], 2, "INVALID_ARGUMENT");
+    desk.fails(&["cp", "files/nothing", "archive"], 3, "FILE_NOT_FOUND");
+    desk.fails(&["cp", "files/p", "nobody/x"], 3, "VOLUME_NOT_FOUND");
+
+    let copy = ["cp", "files/p", "archive/p"];
+    assert_eq!(transferred(&desk, &copy), (3, 0));
+    assert_eq!(transferred(&desk, &copy), (0, 3));
+    assert_eq!(transferred(&desk, &["cp", "files/p", "archive/p", "--force"]), (3, 0));
+    let other = desk.write("other", &content(4, 200_000)).display().to_string();
+    desk.cairn(&["put", &other, "files/p/b/one", "--content-type", "text/plain"]);
+    assert_eq!(transferred(&desk, &copy), (1, 2), "the one that differs");
+    assert_eq!(paths(&desk, "archive"), ["one", "p/a.txt", "p/b/one", "p/b/two"]);
+    assert_eq!(transferred(&desk, &["get", "archive/p", "back"]), (3, 0));
+    assert!(fs::read(desk.path("back/b/one")).unwrap() == content(4, 200_000));
+    assert!(fs::read(desk.path("back/b/two")).unwrap() == files[2].1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_files_take_is_summed_up() {
+    let desk = Desk::new().await;
+    desk.make_context("one");
+    desk.cairn(&["mkvol", "files"]);
+    desk.cairn(&["mkvol", "empty"]);
+    for (name, length) in [("a", 0), ("a.txt", 1), ("b/1", 65_536), ("b/2/3", 65_537), ("c/d", 10)] {
+        desk.write(&format!("in/{name}"), &content(1, length));
+    }
+    desk.cairn(&["put", "in", "files/p"]);
+    let usage =
+        |document: &Value| ["files", "size_bytes", "stored_bytes"].map(|key| document[key].as_u64().unwrap());
+    let du = desk.json(&["du", "files/p"]);
+    assert_eq!(du["copies"], 1, "{du}");
+    let folders = du["folders"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|folder| (folder["path"].as_str().unwrap(), usage(folder)));
+    // A tag of 16 bytes for every 64 KiB, or part of that.
+    let want = [("p/b/", [2, 131_073, 131_073 + 3 * 16]), ("p/c/", [1, 10, 26])];
+    assert_eq!(folders.collect::<Vec<_>>(), want, "{du}");
+    let total = [5, 131_084, 131_084 + 5 * 16];
+    assert_eq!(usage(&du["total"]), total, "{du}");
+    let du = desk.json(&["du"]);
+    let volumes = du["volumes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|volume| (volume["name"].as_str().unwrap(), usage(volume)));
+    assert_eq!(volumes.collect::<Vec<_>>(), [("empty", [0; 3]), ("files", total)], "{du}");
+    assert_eq!(usage(&du["total"]), total, "{du}");
+    assert_eq!(usage(&desk.json(&["du", "files/p/b/1"])["total"]), [1, 65_536, 65_552]);
+    assert_eq!(usage(&desk.json(&["du", "empty"])["total"]), [0; 3]);
+    let text = desk.cairn(&["du", "files"]);
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["SIZE", "STORED", "FILES", "NAME"], "{text}");
+    assert_eq!(lines[1], ["128", "KiB", "128", "KiB", "5", "p/"], "{text}");
+    assert_eq!(lines[2], ["128", "KiB", "128", "KiB", "5", "files"], "{text}");
+    desk.fails(&["du", "files/nothing"], 3, "FILE_NOT_FOUND");
+    desk.fails(&["du", "nobody"], 3, "VOLUME_NOT_FOUND");
 }

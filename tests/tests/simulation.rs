@@ -16,7 +16,7 @@ use cairn_tests::sim::{
 use parking_lot::Mutex;
 
 /// Seeds that are played if nothing else is said.
-const SEEDS: Range<u64> = 0..200;
+const SEEDS: Range<u64> = 0..1_000;
 /// Of these, so many are played twice.
 const REPLAYED: usize = 25;
 /// What every thousand histories must have seen of each, at least: else the simulation shows less than it says.

@@ -89,7 +89,9 @@ pub struct Common {
 pub enum Command {
     Put(Put),
     Get(Get),
+    Cp(Cp),
     Ls(Ls),
+    Du(Du),
     Rm(Rm),
     Stat(Stat),
     /// List the volumes
@@ -112,15 +114,19 @@ pub enum Command {
 /// Upload files and folders
 ///
 /// A file goes to VOLUME/PATH; with only VOLUME, or a "/" at the end, it goes there under its own name. The content of
-/// a folder goes below VOLUME/PATH, every file under the name it has in the folder. Empty folders and symbolic links are
-/// not stored. A file is stored whole or not at all, and what was acknowledged is safe on a majority of its nodes.
+/// a folder goes below VOLUME/PATH, every file under the name it has in the folder. A file is stored whole or not at all,
+/// and what was acknowledged is safe on a majority of its nodes.
+///
+/// A folder's files that are there already, equal in size, BLAKE3 digest and content type, are skipped: so a transfer
+/// that broke off is taken up again by the same command. Symbolic links in a folder are left out with a warning and never
+/// followed; empty folders are not stored.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   cairn put report.pdf files                  stores files/report.pdf
   cairn put report.pdf files/2026/may.pdf
   cairn put ./photos files/photos             every file of the folder, below files/photos/
   cairn put a.txt b.txt files/notes/
-  tar c . | cairn put - files/backup.tar      from standard input")]
+  tar c . | cairn put - files/backup.tar      from standard input, of any length")]
 pub struct Put {
     /// Files and folders of this machine; "-" is standard input
     #[arg(required = true, value_name = "LOCAL")]
@@ -134,6 +140,9 @@ pub struct Put {
     /// Only replace the version with this etag (of a single file)
     #[arg(long, value_name = "ETAG")]
     pub if_match: Option<String>,
+    /// Send a folder's files also where the same is there already
+    #[arg(long)]
+    pub force: bool,
     /// The content type to remember, such as text/plain
     #[arg(long, value_name = "TYPE")]
     pub content_type: Option<String>,
@@ -146,6 +155,12 @@ pub struct Put {
 ///
 /// A file goes to LOCAL, or into it if LOCAL is a folder or ends in "/". Files below VOLUME/PATH go right below LOCAL, or
 /// below LOCAL/NAME if LOCAL ends in "/" or is left out. Each file appears when it is complete and verified, never half.
+///
+/// Of a folder, files that are at LOCAL already, equal in size and BLAKE3 digest, are skipped: so a transfer that broke
+/// off is taken up again by the same command.
+///
+/// To standard output goes nothing but the content, verified at its end: if the exit code is not 0, do not use it. The
+/// document of `--output json` goes to standard error then.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   cairn get files/report.pdf                  into this folder
@@ -166,6 +181,44 @@ pub struct Get {
     /// Bytes wanted (of a single file)
     #[arg(long, value_name = "BYTES")]
     pub length: Option<u64>,
+    /// Fetch a folder's files also where the same is there already
+    #[arg(long)]
+    pub force: bool,
+    /// Files at the same time
+    #[arg(long, short, default_value = "8", value_name = "N", value_parser = parse_jobs)]
+    pub jobs: NonZeroUsize,
+}
+
+/// Copy a file, or all files below a path, within the cluster
+///
+/// A file goes to TARGET; if that is only a VOLUME, or ends in "/", it goes there under its own name. The files of a folder
+/// go below TARGET, or below TARGET/NAME if TARGET is only a VOLUME or ends in "/". A whole volume has no name to take along.
+///
+/// The content is read through this machine and sealed anew with the key of the volume it goes to; its BLAKE3 digest is
+/// checked at both ends. Each file appears whole or not at all. A folder's files that are there already, equal in size,
+/// digest and content type, are skipped.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  cairn cp files/report.pdf archive           stores archive/report.pdf
+  cairn cp files/report.pdf files/2026/may.pdf
+  cairn cp files/photos archive/photos        every file below files/photos/
+  cairn cp files archive/files                every file of the volume, below archive/files/")]
+pub struct Cp {
+    /// What: VOLUME/PATH of a file, or of a folder; VOLUME is all of it
+    #[arg(value_name = "SOURCE")]
+    pub source: Address,
+    /// Where to: VOLUME or VOLUME/PATH
+    #[arg(value_name = "TARGET")]
+    pub target: Address,
+    /// Refuse to replace a file that is there
+    #[arg(long, conflicts_with = "if_match")]
+    pub if_absent: bool,
+    /// Only replace the version with this etag (of a single file)
+    #[arg(long, value_name = "ETAG")]
+    pub if_match: Option<String>,
+    /// Copy a folder's files also where the same is there already
+    #[arg(long)]
+    pub force: bool,
     /// Files at the same time
     #[arg(long, short, default_value = "8", value_name = "N", value_parser = parse_jobs)]
     pub jobs: NonZeroUsize,
@@ -187,6 +240,23 @@ pub struct Ls {
     /// Also each file's etag
     #[arg(long, short)]
     pub long: bool,
+}
+
+/// Sum up what files take, by folder or by volume
+///
+/// SIZE is what the files hold. STORED is what that takes on all disks together when every copy is there: each copy
+/// has the content and, for every 64 KiB of it or part of that, a tag of 16 bytes that seals it (about 0.03 %). The nodes' own
+/// records, and content that is deleted and not yet collected, come on top. Every file is listed for it, which takes a
+/// while where there are millions; `cairn volumes` shows what was counted last.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  cairn du                                    each volume, and all together
+  cairn du files                              each folder of the volume, and all together
+  cairn du files/photos --output json         exact numbers")]
+pub struct Du {
+    /// VOLUME or VOLUME/PATH; nothing means all volumes
+    #[arg(value_name = "VOLUME[/PATH]")]
+    pub source: Option<Address>,
 }
 
 /// Delete files
@@ -351,6 +421,11 @@ mod tests {
         for line in [
             "cairn put a b files/x/ -j 3 --if-absent",
             "cairn get files/photos ./back --output json -q",
+            "cairn put photos files --force",
+            "cairn get files/photos - --force",
+            "cairn cp files/a archive/ -j 3 --if-absent --force",
+            "cairn du",
+            "cairn du files/photos",
             "cairn ls",
             "cairn ls -rl files",
             "cairn rm -r files/photos files/notes",
@@ -379,6 +454,10 @@ mod tests {
             "cairn put a files/../x",
             "cairn put a files --if-absent --if-match 3",
             "cairn get files -j 0",
+            "cairn cp files/a",
+            "cairn cp files/a ./here",
+            "cairn cp files/a b --if-absent --if-match 3",
+            "cairn du files//a",
             "cairn mkvol files --copies 8",
             "cairn mkvol files --chunk-size big",
             "cairn status --timeout 0s",

@@ -1,25 +1,28 @@
 //! `cairn get`: a file, or everything below a path, onto this machine.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-use cairn_client::{Client, Counter, Download, DownloadOptions, ListOptions};
+use cairn_client::{Client, Counter, Download, DownloadOptions, FileInfo};
 
 use crate::address::Address;
 use crate::args::Get;
+use crate::below::{Below, has_files_below};
 use crate::failure::{Exit, Failure};
 use crate::local::{Part, ends_in_slash, to_standard_output};
 use crate::output::Output;
-use crate::transfer::{Finder, Found, Transfer, queue};
+use crate::present::has_content_below;
+use crate::transfer::{Done, Finder, Found, Summary, Transfer, queue};
 
 /// One file to download.
 struct Fetch {
-    path: String,
+    file: FileInfo,
     /// Below the target folder.
     relative: String,
 }
 
 pub async fn run(client: &Client, get: Get, output: &Output) -> Result<Exit, Failure> {
-    let Get { source, target, offset, length, jobs } = get;
+    let Get { source, target, offset, length, force, jobs } = get;
     let counter = Counter::default();
     if !source.is_folder {
         let options = DownloadOptions {
@@ -47,13 +50,9 @@ pub async fn run(client: &Client, get: Get, output: &Output) -> Result<Exit, Fai
         Some(path) => path,
         None => PathBuf::from(source.name()),
     };
-    all_below(client, &source, folder, jobs.get(), counter, output).await
-}
-
-async fn has_files_below(client: &Client, source: &Address) -> Result<bool, Failure> {
-    let options = ListOptions { prefix: source.prefix(), page_size: 1, ..ListOptions::default() };
-    let page = client.list(&source.volume, options).next_page().await?;
-    Ok(page.is_some_and(|page| !page.files.is_empty()))
+    let transfer =
+        Transfer { output, jobs: jobs.get(), verb: "downloaded", single: false, counter, has_bytes: true };
+    all_below(client, &source, folder, force, transfer).await
 }
 
 /// Where a single file goes.
@@ -65,6 +64,16 @@ fn place(source: &Address, target: Option<&Path>) -> PathBuf {
     }
 }
 
+/// To standard output, where nothing else may be then.
+async fn pour(mut download: Download) -> Result<Summary, Failure> {
+    let (began, bytes) = (Instant::now(), download.length());
+    while let Some(piece) = download.next_piece().await? {
+        to_standard_output(piece).await?;
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    Ok(Summary { files: 1, bytes, seconds, ..Summary::default() })
+}
+
 async fn one(
     download: Download,
     source: &Address,
@@ -73,10 +82,8 @@ async fn one(
     output: &Output,
 ) -> Result<Exit, Failure> {
     if target == Some(Path::new("-")) {
-        let mut download = download;
-        while let Some(piece) = download.next_piece().await? {
-            to_standard_output(piece).await?;
-        }
+        let summary = pour(download).await?;
+        output.aside(&summary);
         return Ok(Exit::Ok);
     }
     let target = place(source, target);
@@ -95,7 +102,7 @@ async fn one(
             let mut part = Part::exactly(&target).await.map_err(|failure| at(&target, failure))?;
             download.write_to(&mut part.file).await?;
             part.finish().await?;
-            Ok(length)
+            Ok(Done::Moved { bytes: length })
         })
         .await;
     transfer.conclude(summary)
@@ -105,74 +112,55 @@ async fn all_below(
     client: &Client,
     source: &Address,
     folder: PathBuf,
-    jobs: usize,
-    counter: Counter,
-    output: &Output,
+    force: bool,
+    transfer: Transfer<'_>,
 ) -> Result<Exit, Failure> {
     let (finder, found) = queue();
-    let search = find(client.clone(), source.clone(), finder);
-    let search = tokio::spawn(search);
-    let transfer = Transfer {
-        output,
-        jobs,
-        verb: "downloaded",
-        single: false,
-        counter: counter.clone(),
-        has_bytes: true,
-    };
+    let search = tokio::spawn(find(Below::new(client, source), finder));
     let summary = transfer
         .run(found, |fetch: Fetch| {
             let (client, volume, folder) = (client.clone(), source.volume.clone(), folder.clone());
-            let options = DownloadOptions { counter: Some(counter.clone()), ..DownloadOptions::default() };
+            let counter = Some(transfer.counter.clone());
+            let options = DownloadOptions { counter, ..DownloadOptions::default() };
             async move {
-                let Fetch { path, relative } = fetch;
+                let Fetch { file: FileInfo { path, size_bytes, blake3, .. }, relative } = fetch;
+                if !force && has_content_below(&folder, &relative, size_bytes, &blake3).await {
+                    return Ok(Done::Unchanged { size_bytes });
+                }
                 let mut part = Part::below(&folder, &relative).await?;
                 let download = client.download(&volume, &path, options).await?;
                 let length = download.length();
                 download.write_to(&mut part.file).await?;
                 part.finish().await?;
-                Ok(length)
+                Ok(Done::Moved { bytes: length })
             }
         })
         .await;
     search.abort();
-    let nothing = summary.files + summary.failed == 0 && summary.stopped.is_none();
+    let nothing = summary.files + summary.unchanged + summary.failed == 0 && summary.stopped.is_none();
     if nothing && !source.path.is_empty() {
         return Err(Failure::not_found(format!("there is no file below {source}/"), "see `cairn ls`"));
     }
     transfer.conclude(summary)
 }
 
-/// Lists what is below the source. Names come from a server: those that do not belong there are failures.
-async fn find(client: Client, source: Address, finder: Finder<Fetch>) {
-    let prefix = source.prefix();
-    let mut listing =
-        client.list(&source.volume, ListOptions { prefix: prefix.clone(), ..ListOptions::default() });
+async fn find(mut below: Below, finder: Finder<Fetch>) {
     loop {
-        let page = match listing.next_page().await {
-            Ok(Some(page)) => page,
+        let found = match below.next().await {
+            Ok(Some((file, Ok(relative)))) => Found::File {
+                path: file.path.clone(),
+                size_bytes: Some(file.size_bytes),
+                task: Fetch { file, relative },
+            },
+            Ok(Some((file, Err(failure)))) => Found::Failed { path: file.path, failure },
             Ok(None) => return,
-            Err(error) => {
-                let _ = finder.send(Found::Broken(error.into())).await;
+            Err(failure) => {
+                let _ = finder.send(Found::Broken(failure)).await;
                 return;
             }
         };
-        for file in page.files {
-            let found = match file.path.strip_prefix(&prefix) {
-                Some(relative) if !relative.is_empty() => Found::File {
-                    task: Fetch { relative: relative.to_owned(), path: file.path.clone() },
-                    path: file.path,
-                    size_bytes: Some(file.size_bytes),
-                },
-                _ => {
-                    let failure =
-                        Failure::path("the server lists a file that was not asked for", "report this");
-                    Found::Failed { path: file.path, failure }
-                }
-            };
-            if finder.send(found).await.is_err() {
-                return;
-            }
+        if finder.send(found).await.is_err() {
+            return;
         }
     }
 }

@@ -1,17 +1,22 @@
 //! The command line of Cairn. Each command has a file; what they share:
 //!
 //! - `args` what can be typed, `address` what `VOLUME/PATH` means, `connect` which cluster is meant;
-//! - `failure` errors and exit codes, `output` text and JSON, `transfer` many files at once, `local` this machine's files.
+//! - `failure` errors and exit codes, `output` text and JSON, `local` this machine's files;
+//! - `transfer` many files at once, `below` what is in a folder of a volume, `present` what need not be transferred again.
 
 mod address;
 mod args;
+mod below;
 mod connect;
 mod context;
+mod cp;
+mod du;
 mod failure;
 mod get;
 mod local;
 mod ls;
 mod output;
+mod present;
 mod put;
 mod rm;
 mod stat;
@@ -113,7 +118,9 @@ async fn dispatch(arguments: Arguments, output: &Output) -> Result<Exit, Failure
     match command {
         Command::Put(put) => put::run(&client(put.jobs.get())?, put, output).await,
         Command::Get(get) => get::run(&client(get.jobs.get())?, get, output).await,
+        Command::Cp(cp) => cp::run(&client(cp.jobs.get())?, cp, output).await,
         Command::Ls(ls) => ls::run(&client(1)?, ls, output).await,
+        Command::Du(du) => du::run(&client(1)?, du, output).await,
         Command::Rm(rm) => rm::run(&client(rm.jobs.get())?, rm, output).await,
         Command::Stat(stat) => stat::run(&client(1)?, stat, output).await,
         Command::Volumes => volumes::list(&client(1)?, output).await,

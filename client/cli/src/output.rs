@@ -47,6 +47,14 @@ impl Output {
         }
     }
 
+    /// As [`Output::done`], where standard output is taken by the content of a file: only the document is printed, to
+    /// standard error.
+    pub fn aside(&self, document: &impl Serialize) {
+        if self.is_json() {
+            eprintln!("{}", json(document));
+        }
+    }
+
     /// Writes to standard output. A reader that has seen enough (`| head`) ends the program without a complaint.
     pub fn raw(&self, text: &str) {
         let mut stdout = io::stdout().lock();

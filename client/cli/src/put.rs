@@ -1,8 +1,10 @@
 //! `cairn put`: files and folders of this machine, into a volume.
 
+use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
 
 use cairn_client::{Client, Condition, Counter, UploadOptions};
+use tokio::runtime::Handle;
 use walkdir::{DirEntry, WalkDir};
 
 use crate::address::Address;
@@ -10,13 +12,15 @@ use crate::args::Put;
 use crate::failure::{Exit, Failure};
 use crate::local::{name_to_remote, standard_input, to_remote};
 use crate::output::Output;
-use crate::transfer::{Finder, Found, Transfer, queue};
+use crate::present::{Earlier, Present, has_content};
+use crate::transfer::{Done, Finder, Found, Transfer, queue};
 
 /// One file to upload.
 struct Upload {
     /// `None` is standard input.
     local: Option<PathBuf>,
     path: String,
+    earlier: Earlier,
 }
 
 /// One argument, and where it goes.
@@ -37,7 +41,7 @@ enum Source {
 }
 
 pub async fn run(client: &Client, put: Put, output: &Output) -> Result<Exit, Failure> {
-    let Put { sources, target, if_absent, if_match, content_type, jobs } = put;
+    let Put { sources, target, if_absent, if_match, content_type, force, jobs } = put;
     let sources: Vec<Source> =
         sources.iter().map(|local| plan(local, &target, sources.len())).collect::<Result<_, _>>()?;
     let single = matches!(sources[..], [Source::File { .. } | Source::StandardInput { .. }]);
@@ -57,18 +61,27 @@ pub async fn run(client: &Client, put: Put, output: &Output) -> Result<Exit, Fai
         ..UploadOptions::default()
     };
     let (finder, found) = queue();
-    tokio::task::spawn_blocking(move || find(sources, &finder));
+    let volume = Volume { client: client.clone(), name: target.volume.clone(), runtime: Handle::current() };
+    let looked_into = (!force).then_some(volume);
+    tokio::task::spawn_blocking(move || find(sources, looked_into.as_ref(), &finder));
     let transfer = Transfer { output, jobs: jobs.get(), verb: "uploaded", single, counter, has_bytes: true };
     let summary = transfer
         .run(found, |upload: Upload| {
             let (client, options, volume) = (client.clone(), options.clone(), target.volume.clone());
             async move {
-                let Upload { local, path } = upload;
-                let stored = match local {
-                    Some(local) => client.upload_file(&volume, &path, options, local).await?,
-                    None => client.upload_stream(&volume, &path, options, None, standard_input()).await?,
+                let Upload { local, path, earlier } = upload;
+                let Some(local) = local else {
+                    let stored = client.upload_stream(&volume, &path, options, None, standard_input());
+                    return Ok(Done::Moved { bytes: stored.await?.size_bytes });
                 };
-                Ok(stored.size_bytes)
+                if let Some(there) = earlier.find(&client, &volume, &path).await?
+                    && there.content_type == options.content_type
+                    && has_content(local.clone(), there.size_bytes, &there.blake3).await
+                {
+                    return Ok(Done::Unchanged { size_bytes: there.size_bytes });
+                }
+                let stored = client.upload_file(&volume, &path, options, local).await?;
+                Ok(Done::Moved { bytes: stored.size_bytes })
             }
         })
         .await;
@@ -115,30 +128,59 @@ fn plan(local: &Path, target: &Address, count: usize) -> Result<Source, Failure>
     Ok(Source::File { local: local.to_owned(), path })
 }
 
-/// Looks through all sources. Ends early when nobody listens any more.
-fn find(sources: Vec<Source>, finder: &Finder<Upload>) {
+/// Where the files go, to see what of them is there already.
+struct Volume {
+    client: Client,
+    name: String,
+    runtime: Handle,
+}
+
+/// Looks through all sources, and for what is in a folder also into the volume. Ends early when nobody listens any more.
+fn find(sources: Vec<Source>, volume: Option<&Volume>, finder: &Finder<Upload>) {
     for source in sources {
         match source {
             Source::StandardInput { path } => {
-                let task = Upload { local: None, path };
+                let task = Upload { local: None, path, earlier: Earlier::Absent };
                 let _ = finder.blocking_send(Found::File { path: "-".to_owned(), size_bytes: None, task });
             }
             Source::File { local, path } => {
                 let size_bytes = std::fs::metadata(&local).ok().map(|metadata| metadata.len());
-                let task = Upload { local: Some(local.clone()), path };
+                // What was named is sent.
+                let task = Upload { local: Some(local.clone()), path, earlier: Earlier::Absent };
                 let _ =
                     finder.blocking_send(Found::File { path: local.display().to_string(), size_bytes, task });
             }
             Source::Folder { local, prefix } => {
-                for entry in WalkDir::new(&local).follow_links(false).sort_by_file_name() {
-                    let Some(found) = look_at(entry, &local, &prefix) else { continue };
-                    if finder.blocking_send(found).is_err() {
+                let mut present = volume.map(|volume| Present::new(&volume.client, &volume.name, &prefix));
+                for entry in WalkDir::new(&local).follow_links(false).sort_by(by_path) {
+                    let Some(mut found) = look_at(entry, &local, &prefix) else { continue };
+                    if let (Some(volume), Some(present)) = (volume, &mut present) {
+                        found = with_earlier(found, volume, present);
+                    }
+                    let is_last = matches!(found, Found::Broken(_));
+                    if finder.blocking_send(found).is_err() || is_last {
                         return;
                     }
                 }
             }
         }
     }
+}
+
+/// In the order that a volume lists the paths in, byte by byte: "a.txt" is before "a/b".
+fn by_path(a: &DirEntry, b: &DirEntry) -> Ordering {
+    let end = |entry: &DirEntry| entry.file_type().is_dir().then_some(b'/');
+    let bytes = |entry: &DirEntry| entry.file_name().as_encoded_bytes().to_vec();
+    bytes(a).into_iter().chain(end(a)).cmp(bytes(b).into_iter().chain(end(b)))
+}
+
+fn with_earlier(found: Found<Upload>, volume: &Volume, present: &mut Present) -> Found<Upload> {
+    let Found::File { path, size_bytes, mut task } = found else { return found };
+    match volume.runtime.block_on(present.at(&task.path)) {
+        Ok(earlier) => task.earlier = earlier,
+        Err(failure) => return Found::Broken(failure),
+    }
+    Found::File { path, size_bytes, task }
 }
 
 /// What an entry of a folder means; `None` for folders, which are not stored.
@@ -175,7 +217,8 @@ fn look_at(entry: walkdir::Result<DirEntry>, folder: &Path, prefix: &str) -> Opt
         return Some(Found::Failed { path, failure });
     }
     let size_bytes = entry.metadata().ok().map(|metadata| metadata.len());
-    Some(Found::File { path, size_bytes, task: Upload { local: Some(entry.into_path()), path: remote } })
+    let task = Upload { local: Some(entry.into_path()), path: remote, earlier: Earlier::Absent };
+    Some(Found::File { path, size_bytes, task })
 }
 
 #[cfg(test)]
@@ -241,11 +284,13 @@ mod tests {
         let folder = root.path();
         std::fs::create_dir_all(folder.join("a/empty")).unwrap();
         std::fs::write(folder.join("a/one"), "1").unwrap();
+        std::fs::write(folder.join("a.txt"), "333").unwrap();
         std::fs::write(folder.join("two ü"), "22").unwrap();
         std::fs::write(bad_name(folder, b"bad\xff"), "x").unwrap();
         std::os::unix::fs::symlink("a", folder.join("link")).unwrap();
         let (finder, mut found) = queue();
-        find(vec![Source::Folder { local: folder.to_owned(), prefix: "p/".into() }], &finder);
+        let source = Source::Folder { local: folder.to_owned(), prefix: "p/".into() };
+        find(vec![source], None, &finder);
         drop(finder);
         let (mut files, mut failed, mut skipped) = (vec![], 0, 0);
         while let Some(found) = found.blocking_recv() {
@@ -262,7 +307,8 @@ mod tests {
                 Found::Broken(failure) => panic!("{failure:?}"),
             }
         }
-        assert_eq!(files, [("p/a/one".to_owned(), 1), ("p/two ü".to_owned(), 2)]);
+        let want = [("p/a.txt", 3), ("p/a/one", 1), ("p/two ü", 2)];
+        assert_eq!(files, want.map(|(path, size)| (path.to_owned(), size)), "in the order of a listing");
         assert_eq!((failed, skipped), (1, 1));
     }
 }

@@ -6,7 +6,7 @@ use crate::address::Address;
 use crate::args::Rm;
 use crate::failure::{Exit, Failure};
 use crate::output::Output;
-use crate::transfer::{Finder, Found, Transfer, queue};
+use crate::transfer::{Done, Finder, Found, Transfer, queue};
 
 /// One file to delete.
 struct Delete {
@@ -36,7 +36,7 @@ pub async fn run(client: &Client, rm: Rm, output: &Output) -> Result<Exit, Failu
             async move {
                 let Delete { volume, path, condition } = delete;
                 let gone = client.delete(&volume, &path, condition).await?;
-                Ok(gone.map_or(0, |file| file.size_bytes))
+                Ok(Done::Moved { bytes: gone.map_or(0, |file| file.size_bytes) })
             }
         })
         .await;

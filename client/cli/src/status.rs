@@ -27,6 +27,8 @@ struct Document {
     collecting: u64,
     /// What the metadata names has been compared with what the present disks hold.
     compared: bool,
+    /// The metadata store is an older copy of what it was.
+    metadata_restored: bool,
     lost_files: u64,
     /// The first of them, as volume/path.
     lost: Vec<String>,
@@ -145,6 +147,10 @@ fn describe(status: &StatusResponse) -> String {
         health(status),
         table(&rows, &[3, 4, 5, 6, 7])
     );
+    if status.metadata_restored {
+        text += "\nthe metadata store is an older copy of what it was: nothing is deleted from the disks until a newer copy is restored, \
+                 or `cairn-node recover` accepts this one\n";
+    }
     if status.collecting > 0 {
         text +=
             &format!("\n{} wait to be removed from the disks\n", count(status.collecting, "deleted file"));
@@ -207,6 +213,7 @@ fn document(status: &StatusResponse) -> Document {
         intent_generation: status.intent_generation,
         collecting: status.collecting,
         compared: status.compared,
+        metadata_restored: status.metadata_restored,
         lost_files: status.lost_files,
         lost: status.lost.clone(),
     }

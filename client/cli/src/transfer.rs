@@ -18,6 +18,8 @@ const FOUND_AHEAD: usize = 1_024;
 /// Failures that a summary names; further ones are only counted.
 const MAX_NAMED: usize = 1_000;
 const TICK: Duration = Duration::from_millis(100);
+const SHARE: &str = "{spinner} {msg}  {bytes} of {total_bytes}  {bytes_per_sec}  {wide_bar} {percent}%";
+const OPEN_END: &str = "{spinner} {msg}  {bytes}  {bytes_per_sec}";
 
 /// What looking for files brings to light.
 pub enum Found<T> {
@@ -29,6 +31,18 @@ pub enum Found<T> {
     Failed { path: String, failure: Failure },
     /// Looking itself failed.
     Broken(Failure),
+}
+
+/// What came of one file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Done {
+    Moved {
+        bytes: u64,
+    },
+    /// The same was there already.
+    Unchanged {
+        size_bytes: u64,
+    },
 }
 
 pub type Finder<T> = mpsc::Sender<Found<T>>;
@@ -44,9 +58,14 @@ pub struct Summary {
     pub files: u64,
     pub bytes: u64,
     pub seconds: f64,
+    /// Files that were passed over because the same was there already.
+    pub unchanged: u64,
     pub failed: u64,
     /// The first of them.
     pub failures: Vec<FailedFile>,
+    /// What is not a file, and so was left out.
+    pub left_out: u64,
+    /// The first of it.
     pub skipped: Vec<SkippedFile>,
     /// Why the rest was not tried.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -86,6 +105,8 @@ struct Running<'a> {
     began: Instant,
     found_files: u64,
     found_bytes: u64,
+    /// Something of unknown size is on its way: no share of a whole can be shown.
+    open_end: bool,
     failures_in_a_row: usize,
     /// Advice that was given already.
     helps: HashSet<String>,
@@ -93,14 +114,14 @@ struct Running<'a> {
 }
 
 impl Transfer<'_> {
-    /// Does `work` for everything found; it answers the bytes moved.
+    /// Does `work` for everything found.
     pub async fn run<T, F, Fut>(&self, mut found: mpsc::Receiver<Found<T>>, work: F) -> Summary
     where
         F: Fn(T) -> Fut,
-        Fut: Future<Output = Result<u64, Failure>> + Send + 'static,
+        Fut: Future<Output = Result<Done, Failure>> + Send + 'static,
     {
         let mut running = Running::begin(self);
-        let mut tasks: JoinSet<(String, Result<u64, Failure>)> = JoinSet::new();
+        let mut tasks: JoinSet<(String, Result<Done, Failure>)> = JoinSet::new();
         let mut tick = tokio::time::interval(TICK);
         let mut searching = true;
         while (searching || !tasks.is_empty()) && running.summary.stopped.is_none() {
@@ -157,8 +178,11 @@ impl Transfer<'_> {
         if summary.failed > 0 {
             text += &format!("; {} failed", summary.failed);
         }
-        if !summary.skipped.is_empty() {
-            text += &format!("; {} skipped", summary.skipped.len());
+        if summary.unchanged > 0 {
+            text += &format!("; skipped {}, there already", count(summary.unchanged, "file"));
+        }
+        if summary.left_out > 0 {
+            text += &format!("; left out {} that are no files", summary.left_out);
         }
         text + "\n"
     }
@@ -167,14 +191,7 @@ impl Transfer<'_> {
 impl<'a> Running<'a> {
     fn begin(transfer: &'a Transfer<'a>) -> Self {
         let bar = transfer.output.shows_progress().then(|| {
-            let template = if transfer.has_bytes {
-                "{spinner} {msg}  {bytes} of {total_bytes}  {bytes_per_sec}  {wide_bar} {percent}%"
-            } else {
-                "{spinner} {msg}"
-            };
-            let style =
-                ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-            ProgressBar::new(0).with_style(style)
+            ProgressBar::new(0).with_style(style(if transfer.has_bytes { SHARE } else { "{spinner} {msg}" }))
         });
         Self {
             transfer,
@@ -182,6 +199,7 @@ impl<'a> Running<'a> {
             began: Instant::now(),
             found_files: 0,
             found_bytes: 0,
+            open_end: false,
             failures_in_a_row: 0,
             helps: HashSet::new(),
             summary: Summary::default(),
@@ -191,13 +209,20 @@ impl<'a> Running<'a> {
     fn found(&mut self, size_bytes: Option<u64>) {
         self.found_files += 1;
         self.found_bytes += size_bytes.unwrap_or(0);
+        if size_bytes.is_none() && self.transfer.has_bytes && !self.open_end {
+            self.open_end = true;
+            if let Some(bar) = &self.bar {
+                bar.set_style(style(OPEN_END));
+            }
+        }
     }
 
     fn note<T>(&mut self, found: Found<T>) {
         match found {
             Found::File { .. } => {}
             Found::Skipped { path, reason } => {
-                self.print(|output| output.warning(&format!("{path}: skipped, {reason}")));
+                self.print(|output| output.warning(&format!("{path}: left out, {reason}")));
+                self.summary.left_out += 1;
                 if self.summary.skipped.len() < MAX_NAMED {
                     self.summary.skipped.push(SkippedFile { path, reason });
                 }
@@ -207,12 +232,18 @@ impl<'a> Running<'a> {
         }
     }
 
-    fn done(&mut self, path: String, outcome: Result<u64, Failure>) {
+    fn done(&mut self, path: String, outcome: Result<Done, Failure>) {
         match outcome {
-            Ok(bytes) => {
+            Ok(Done::Moved { bytes }) => {
                 self.failures_in_a_row = 0;
                 self.summary.files += 1;
                 self.summary.bytes += bytes;
+            }
+            Ok(Done::Unchanged { size_bytes }) => {
+                self.failures_in_a_row = 0;
+                self.summary.unchanged += 1;
+                // Nothing of it is to be moved.
+                self.found_bytes = self.found_bytes.saturating_sub(size_bytes);
             }
             Err(failure) => {
                 self.failures_in_a_row += 1;
@@ -252,9 +283,12 @@ impl<'a> Running<'a> {
 
     fn draw(&self) {
         let Some(bar) = &self.bar else { return };
-        bar.set_length(self.found_bytes.max(1));
+        if !self.open_end {
+            bar.set_length(self.found_bytes.max(1));
+        }
         bar.set_position(self.transfer.counter.get());
-        bar.set_message(shown(&format!("{} of {}", self.summary.files, count(self.found_files, "file"))));
+        let done = self.summary.files + self.summary.unchanged;
+        bar.set_message(shown(&format!("{done} of {}", count(self.found_files, "file"))));
         bar.tick();
     }
 
@@ -265,6 +299,10 @@ impl<'a> Running<'a> {
         self.summary.seconds = (self.began.elapsed().as_secs_f64() * 1_000.0).round() / 1_000.0;
         self.summary
     }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 #[cfg(test)]
@@ -299,7 +337,7 @@ mod tests {
                     most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                     tokio::time::sleep(Duration::from_millis(2)).await;
                     now.fetch_sub(1, Ordering::SeqCst);
-                    Ok(10)
+                    Ok(Done::Moved { bytes: 10 })
                 }
             })
             .await;
@@ -312,11 +350,39 @@ mod tests {
         let output = Output::new(Format::Json, true);
         let transfer = transfer(&output, 4);
         let work = |task: usize| async move {
-            if task % 10 == 3 { Err(Failure::local("broken", "mend it")) } else { Ok(1) }
+            match task % 10 {
+                3 => Err(Failure::local("broken", "mend it")),
+                _ => Ok(Done::Moved { bytes: 1 }),
+            }
         };
         let summary = transfer.run(queued((0..50).collect()), work).await;
         assert_eq!((summary.files, summary.failed), (45, 5));
         assert_eq!(transfer.conclude(summary).unwrap(), Exit::Partial);
+    }
+
+    #[tokio::test]
+    async fn what_is_there_already_is_told_from_what_was_moved() {
+        let output = Output::new(Format::Json, true);
+        let transfer = transfer(&output, 4);
+        let (finder, found) = queue();
+        for task in 0..6 {
+            let file = Found::File { path: task.to_string(), size_bytes: Some(5), task };
+            assert!(finder.try_send(file).is_ok());
+        }
+        for link in ["x", "y"] {
+            let link = Found::Skipped { path: link.into(), reason: "it is a symbolic link" };
+            assert!(finder.try_send(link).is_ok());
+        }
+        drop(finder);
+        let work = |task: u64| async move {
+            Ok(if task < 2 { Done::Moved { bytes: 5 } } else { Done::Unchanged { size_bytes: 5 } })
+        };
+        let summary = transfer.run(found, work).await;
+        assert_eq!((summary.files, summary.bytes, summary.unchanged, summary.left_out), (2, 10, 4, 2));
+        let text = transfer.describe(&summary);
+        assert!(text.starts_with("moved 2 files, 10 B in "), "{text}");
+        assert!(text.ends_with("; skipped 4 files, there already; left out 2 that are no files\n"), "{text}");
+        assert_eq!(transfer.conclude(summary).unwrap(), Exit::Ok);
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
 //! The client's behaviour when things go wrong, against a small server that fails on demand.
 
+mod copies;
 mod fake;
 mod reads;
 mod trust;

@@ -82,6 +82,8 @@ pub struct NodesReport {
     pub lost_files: u64,
     /// The first of them, as volume/path.
     pub lost: Vec<String>,
+    /// The metadata store is an older copy of what it was.
+    pub metadata_restored: bool,
     /// `None`: the metadata store answers. Otherwise, what it (or the node) said.
     pub metadata_problem: Option<String>,
 }

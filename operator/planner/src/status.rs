@@ -218,6 +218,11 @@ fn data(situation: &Situation) -> [Found; 3] {
         ("DataProtected", "False", Finding::new(reason, message))
     };
     let metadata = match &report.metadata_problem {
+        None if report.metadata_restored => {
+            let message = "the metadata store is an older copy of what it was, so nothing is deleted; restore a newer copy, or \
+                           accept this one with `cairn-node recover` in any storage pod";
+            ("MetadataHealthy", "False", Finding::new("MetadataRestored", message))
+        }
         None => ("MetadataHealthy", "True", Finding::new("Answers", "the metadata store answers")),
         Some(problem) => ("MetadataHealthy", "False", Finding::new("MetadataUnavailable", problem.clone())),
     };
@@ -282,6 +287,7 @@ mod tests {
             report: Some(NodesReport {
                 lost_files: 0,
                 lost: Vec::new(),
+                metadata_restored: false,
                 live: names,
                 capacity_bytes: 4 << 30,
                 used_bytes: 1 << 30,

@@ -222,6 +222,10 @@ impl Peer for PeerService {
         request: Request<proto::BuryRequest>,
     ) -> Result<Response<proto::BuryResponse>, Status> {
         self.check_disk(&request)?;
+        if !self.view.current().may_delete() {
+            let cause = "nothing is deleted while the metadata store may be an older copy of itself";
+            return Err(peer_status(ErrorCode::Unavailable, cause));
+        }
         let chunks = request.into_inner().chunks;
         if chunks.len() > MAX_BURIED {
             return Err(invalid(format!("bury at most {MAX_BURIED} chunks at once")));

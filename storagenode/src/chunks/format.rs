@@ -3,7 +3,7 @@
 //! A record's checksum also covers where it is (disk, segment, offset), so that bytes that ended up somewhere else, or are
 //! left from another life of the file, are no records.
 
-use std::fmt;
+use std::{cmp::Ordering, fmt};
 
 use cairn_placement::{ChunkId, Generation, Incarnation, VolumeId};
 
@@ -62,6 +62,42 @@ pub struct Position {
     pub offset: u64,
 }
 
+/// How far the metadata store had come when a group was written (R10).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sighting {
+    /// The coordinator's count of minutes.
+    pub tick: u64,
+    /// The highest revision seen during that minute. It may go back from one tick to another: when a restored store was
+    /// accepted, its ticks go on above all that were seen, its revisions do not.
+    pub revision: u64,
+    pub map_generation: u64,
+    pub epoch: u32,
+}
+
+impl Sighting {
+    /// The furthest of two.
+    pub fn furthest(self, other: Self) -> Self {
+        let revision = match self.tick.cmp(&other.tick) {
+            Ordering::Less => other.revision,
+            Ordering::Equal => self.revision.max(other.revision),
+            Ordering::Greater => self.revision,
+        };
+        Self {
+            tick: self.tick.max(other.tick),
+            revision,
+            map_generation: self.map_generation.max(other.map_generation),
+            epoch: self.epoch.max(other.epoch),
+        }
+    }
+
+    /// Whether a store that was seen so far cannot have come to be `now`, if `accepted` is the tick at which a restored
+    /// store was last accepted.
+    pub fn is_ahead_of(&self, now: &Self, accepted: u64) -> bool {
+        let revision = self.revision > now.revision && accepted <= self.tick;
+        revision || self.tick > now.tick || self.map_generation > now.map_generation || self.epoch > now.epoch
+    }
+}
+
 /// What a record says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Body {
@@ -73,6 +109,7 @@ pub enum Body {
         segment: SegmentId,
         end: u64,
     },
+    Sighting(Sighting),
 }
 
 /// One record without its frames.
@@ -166,6 +203,7 @@ mod v1 {
     const PUT: u8 = 1;
     const TOMBSTONE: u8 = 2;
     const MARK: u8 = 3;
+    const SIGHTING: u8 = 4;
 
     /// The first page of a segment file.
     #[derive(Debug, Clone, PartialEq, Eq)]
@@ -233,6 +271,7 @@ mod v1 {
             Body::Put(header) => (PUT, header.copies),
             Body::Tombstone(tombstone) => (TOMBSTONE, tombstone.copies),
             Body::Mark { .. } => (MARK, 0),
+            Body::Sighting(_) => (SIGHTING, 0),
         };
         to.extend_from_slice(RECORD_MAGIC);
         to.extend_from_slice(&[VERSION, kind, copies, 0]);
@@ -253,6 +292,12 @@ mod v1 {
                 to.extend_from_slice(&[0; 4]);
                 to.extend_from_slice(&end.to_le_bytes());
                 to.extend_from_slice(&[0; 4]);
+            }
+            Body::Sighting(sighting) => {
+                to.extend_from_slice(&sighting.tick.to_le_bytes());
+                to.extend_from_slice(&sighting.revision.to_le_bytes());
+                to.extend_from_slice(&sighting.map_generation.to_le_bytes());
+                to.extend_from_slice(&sighting.epoch.to_le_bytes());
             }
         }
         let checksum = checksum(position, &to[start..]);
@@ -296,7 +341,7 @@ mod v1 {
             return Err(damaged);
         }
         let (version, kind, copies) = (bytes[4], bytes[5], bytes[6]);
-        if version != VERSION || !(PUT..=MARK).contains(&kind) {
+        if version != VERSION || !(PUT..=SIGHTING).contains(&kind) {
             return Err(RecordError::Newer { version, kind });
         }
         let volume = VolumeId(fields.u32(40));
@@ -309,10 +354,16 @@ mod v1 {
                 frame_crcs: (68..end).step_by(4).map(|at| fields.u32(at)).collect(),
             }),
             TOMBSTONE => Body::Tombstone(Tombstone { id: seems, volume, copies }),
-            _ => Body::Mark {
+            MARK => Body::Mark {
                 segment: SegmentId { boot: fields.u64(40), number: fields.u32(48) },
                 end: fields.u64(56),
             },
+            _ => Body::Sighting(Sighting {
+                tick: fields.u64(40),
+                revision: fields.u64(48),
+                map_generation: fields.u64(56),
+                epoch: fields.u32(64),
+            }),
         };
         let record = Record {
             sequence: Sequence { boot: fields.u64(16), number: fields.u64(24) },

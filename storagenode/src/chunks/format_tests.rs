@@ -27,7 +27,10 @@ fn bodies() -> impl Strategy<Value = Body> {
     let tombstone = (ids(), any::<u32>(), any::<u8>())
         .prop_map(|(id, volume, copies)| Body::Tombstone(Tombstone { id, volume: VolumeId(volume), copies }));
     let mark = (segments(), any::<u64>()).prop_map(|(segment, end)| Body::Mark { segment, end });
-    prop_oneof![put, tombstone, mark]
+    let sighting = any::<(u64, u64, u64, u32)>().prop_map(|(tick, revision, map_generation, epoch)| {
+        Body::Sighting(Sighting { tick, revision, map_generation, epoch })
+    });
+    prop_oneof![put, tombstone, mark, sighting]
 }
 
 fn records() -> impl Strategy<Value = Record> {
@@ -97,6 +100,27 @@ fn a_full_header_fits_the_bound() {
     assert_eq!(record_header_length(FRAME_BYTES as u32), 76);
 }
 
+#[test]
+fn a_store_that_went_back_is_told_from_one_that_was_accepted() {
+    let seen = |tick, revision, map_generation, epoch| Sighting { tick, revision, map_generation, epoch };
+    let remembered = seen(50, 900, 4, 2);
+    for (now, accepted, ahead) in [
+        (seen(50, 900, 4, 2), 0, false),
+        (seen(51, 901, 4, 2), 0, false),
+        (seen(49, 950, 4, 2), 0, true),
+        (seen(60, 899, 4, 2), 0, true),
+        (seen(60, 899, 4, 2), 50, true),
+        (seen(60, 899, 4, 2), 51, false),
+        (seen(60, 990, 3, 2), 51, true),
+        (seen(60, 990, 4, 1), 51, true),
+    ] {
+        assert_eq!(remembered.is_ahead_of(&now, accepted), ahead, "{now:?} {accepted}");
+    }
+    // What was seen of an older copy that goes on is no further, until its ticks are.
+    assert_eq!(remembered.furthest(seen(20, 950, 1, 1)), remembered);
+    assert_eq!(remembered.furthest(seen(51, 300, 5, 2)), seen(51, 300, 5, 2));
+}
+
 /// Format 1 is for ever.
 #[test]
 fn record_bytes_never_change() {
@@ -113,6 +137,11 @@ fn record_bytes_never_change() {
     assert_eq!(
         hex::encode(record(Body::Put(put))),
         "43524543010103004c0000001a0000000300000000000000090000000000000000100000000000000500000004030201abababababababababababababababab0a000000efbeadde67b17246"
+    );
+    let sighting = Sighting { tick: 1, revision: 2, map_generation: 3, epoch: 4 };
+    assert_eq!(
+        hex::encode(record(Body::Sighting(sighting))),
+        "43524543010400004800000000000000030000000000000009000000000000000010000000000000010000000000000002000000000000000300000000000000040000001a0b8f51"
     );
     let tombstone = Tombstone { id, volume: VolumeId(5), copies: 3 };
     assert_eq!(

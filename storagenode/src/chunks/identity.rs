@@ -134,12 +134,7 @@ pub(super) fn open_identity(
 ) -> Result<Identity, OpenError> {
     let identity = match read_file(disk, &folder.join(FILE)) {
         Ok(bytes) => {
-            let stored = v1::decode(&bytes).map_err(|error| match error {
-                v1::DecodeError::Damaged => OpenError::Damaged { path: folder.join(FILE) },
-                v1::DecodeError::Newer(found) => {
-                    OpenError::NewerFormat { path: folder.join(FILE), found, known: v1::VERSION }
-                }
-            })?;
+            let stored = decode(&bytes, folder)?;
             check(&stored, folder, cluster_id, node)?;
             Identity { boot: stored.identity.boot + 1, ..stored.identity }
         }
@@ -155,6 +150,26 @@ pub(super) fn open_identity(
     replace(disk, folder, &Stored { identity: identity.clone(), retired: false })
         .map_err(disk_error("write", &folder.join(FILE)))?;
     Ok(identity)
+}
+
+/// Whose disk this is, without any change to it.
+pub(super) fn read_identity(disk: &dyn Disk, folder: &Path) -> Result<Identity, OpenError> {
+    match read_file(disk, &folder.join(FILE)) {
+        Ok(bytes) => Ok(decode(&bytes, folder)?.identity),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(OpenError::NoIdentity { folder: folder.to_owned() })
+        }
+        Err(error) => Err(disk_error("read", &folder.join(FILE))(error)),
+    }
+}
+
+fn decode(bytes: &[u8], folder: &Path) -> Result<Stored, OpenError> {
+    v1::decode(bytes).map_err(|error| match error {
+        v1::DecodeError::Damaged => OpenError::Damaged { path: folder.join(FILE) },
+        v1::DecodeError::Newer(found) => {
+            OpenError::NewerFormat { path: folder.join(FILE), found, known: v1::VERSION }
+        }
+    })
 }
 
 fn check(stored: &Stored, folder: &Path, cluster_id: [u8; 16], node: &str) -> Result<(), OpenError> {

@@ -11,7 +11,9 @@ use cairn_placement::ChunkId;
 
 use super::{
     OpenError, disk_error,
-    format::{Body, Position, Record, SEGMENT_HEADER_BYTES, SegmentId, Sequence, decode_segment_header},
+    format::{
+        Body, Position, Record, SEGMENT_HEADER_BYTES, SegmentId, Sequence, Sighting, decode_segment_header,
+    },
     index::{Entry, Index, Known, Place},
     read::{read_header, verify_record},
     scan::{Found, Gap, Scan, scan},
@@ -47,6 +49,8 @@ pub struct Recovered {
     pub report: RecoveryReport,
     pub to_write: ToWrite,
     pub used_bytes: u64,
+    /// The furthest that the metadata store was ever seen.
+    pub sighting: Sighting,
 }
 
 /// One segment, read through but not judged.
@@ -73,6 +77,7 @@ pub fn recover(disk: &dyn Disk, table: &SegmentTable) -> Result<Recovered, OpenE
         report: RecoveryReport::default(),
         to_write: ToWrite::default(),
         used_bytes: 0,
+        sighting: Sighting::default(),
     };
     let mut marks: HashMap<SegmentId, u64> = HashMap::new();
     // The newest first: what marks a segment is in a newer one, or in itself.
@@ -251,7 +256,7 @@ fn chunk_of(record: &Record) -> Option<ChunkId> {
     match &record.body {
         Body::Put(header) => Some(header.id),
         Body::Tombstone(tombstone) => Some(tombstone.id),
-        Body::Mark { .. } => None,
+        Body::Mark { .. } | Body::Sighting(_) => None,
     }
 }
 
@@ -280,6 +285,7 @@ fn apply(table: &SegmentTable, slot: u32, found: Found, recovered: &mut Recovere
             recovered.to_write.holes.extend(old.as_ref().and_then(hole));
         }
         Body::Mark { .. } => {}
+        Body::Sighting(sighting) => recovered.sighting = recovered.sighting.furthest(sighting),
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use super::{
     ChunkError, CopySummary, Counters, InventoryEntry, OpenError, Presence, Purpose, PutError, PutOutcome,
     ReadError, StoreOptions, Usage, disk_error,
-    format::{Tombstone, align, record_header_length},
+    format::{Sighting, Tombstone, align, record_header_length},
     header::{ChunkHeader, SealedChunk},
     identity::{Identity, SEGMENTS_FOLDER, lock_folder, open_identity},
     index::{Entry, Index, Known},
@@ -66,6 +66,8 @@ pub struct Inner {
     burials: Arc<Semaphore>,
     lock: Mutex<Option<Arc<dyn DiskFile>>>,
     closed: AtomicBool,
+    /// The furthest that the metadata store was ever seen; the next group writes it down.
+    pub sighting: Mutex<Sighting>,
 }
 
 #[derive(Default)]
@@ -106,7 +108,7 @@ impl ChunkStore {
             env.clone().blocking(move || open_blocking(&env, &options)).await?
         };
         let Opened { lock, table, recovered, space } = opened;
-        let Recovered { index, report, to_write, .. } = recovered;
+        let Recovered { index, report, to_write, sighting, .. } = recovered;
         let identity = table.identity().clone();
         let budget = (options.queue_bytes / BUDGET_UNIT_BYTES).clamp(1, u64::from(u32::MAX)) as usize;
         let inner = Arc::new(Inner {
@@ -122,6 +124,7 @@ impl ChunkStore {
             burials: Arc::new(Semaphore::new(BURY_BATCHES)),
             lock: Mutex::new(Some(lock)),
             closed: AtomicBool::new(false),
+            sighting: Mutex::new(sighting),
         });
         let (commands, receiver) = mpsc::channel(QUEUE_COMMANDS);
         tokio::spawn(Writer::new(inner.clone(), receiver, to_write).run());
@@ -185,12 +188,32 @@ impl ChunkStore {
             chunks.retain(|chunk| index.presence(chunk.id) != Presence::Buried);
         }
         for tombstones in chunks.chunks(BURY_BATCH) {
-            let budget = self.inner.burials.clone().acquire_owned().await.map_err(|_| PutError::Closed)?;
-            let (reply, answer) = oneshot::channel();
-            self.send(Command::Bury(Bury { tombstones: tombstones.to_vec(), budget, reply })).await?;
-            answer.await.map_err(|_| PutError::Closed)??;
+            self.bury_batch(tombstones.to_vec()).await?;
         }
         Ok(())
+    }
+
+    async fn bury_batch(&self, tombstones: Vec<Tombstone>) -> Result<(), PutError> {
+        let budget = self.inner.burials.clone().acquire_owned().await.map_err(|_| PutError::Closed)?;
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Bury(Bury { tombstones, budget, reply })).await?;
+        answer.await.map_err(|_| PutError::Closed)?
+    }
+
+    /// The furthest that the metadata store was ever seen, since the disk was made (R10).
+    pub fn sighting(&self) -> Sighting {
+        *self.inner.sighting.lock()
+    }
+
+    /// Notes how far the metadata store is. It becomes durable with the next group of chunks, or by [`Self::remember`].
+    pub fn saw(&self, sighting: Sighting) {
+        let mut known = self.inner.sighting.lock();
+        *known = known.furthest(sighting);
+    }
+
+    /// Makes what was seen durable now. Works on a full disk.
+    pub async fn remember(&self) -> Result<(), PutError> {
+        self.bury_batch(Vec::new()).await
     }
 
     /// Reads frames of a chunk (clamped to those it has), verified against their checksums. A damaged chunk leaves the

@@ -9,32 +9,13 @@ use super::*;
 use crate::{
     chunks::{FRAME_BYTES, VolumeKey, seal_chunk},
     env::{
-        Disk, Listener, Network, OpenMode, Stream,
-        real::{RealClock, RealDisk, RealRandom, RealThreads},
+        Disk, OpenMode,
+        real::{RealDisk, without_network},
     },
 };
 
-/// Chunk stores talk to nobody.
-struct NoNetwork;
-
-#[async_trait::async_trait]
-impl Network for NoNetwork {
-    async fn listen(&self, _: &str, _: crate::env::Protocol) -> io::Result<Arc<dyn Listener>> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-    async fn connect(&self, _: &str, _: &str) -> io::Result<Box<dyn Stream>> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-}
-
 fn env() -> Env {
-    Env {
-        clock: Arc::new(RealClock::default()),
-        random: Arc::new(RealRandom),
-        disk: Arc::new(RealDisk),
-        network: Arc::new(NoNetwork),
-        threads: Arc::new(RealThreads),
-    }
+    without_network()
 }
 
 fn options(folder: &TempDir) -> StoreOptions {
@@ -90,6 +71,33 @@ async fn chunks_survive_reopening() {
     assert_eq!(store.put(chunk(3, 5), Purpose::Write).await, Err(PutError::Buried));
     assert_eq!(store.recovery().open_segments, 0);
     assert_eq!(read_all(&store, 4).await.unwrap_err(), ReadError::NotFound);
+}
+
+/// R10: with each group, and by itself if nothing is written; also after a kill, and in every later segment.
+#[tokio::test]
+async fn how_far_the_metadata_store_was_seen_is_remembered() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(&folder);
+    let seen = |tick, revision| Sighting { tick, revision, map_generation: 3, epoch: 2 };
+    let store = open(&options).await;
+    assert_eq!(store.sighting(), Sighting::default());
+    store.saw(seen(5, 100));
+    store.saw(seen(5, 90));
+    store.put(chunk(1, 1_000), Purpose::Write).await.unwrap();
+    drop(store);
+    let store = open(&options).await;
+    assert_eq!(store.sighting(), seen(5, 100));
+    store.saw(seen(6, 70));
+    store.remember().await.unwrap();
+    assert_eq!(store.usage().chunks, 1);
+    store.close().await;
+    let store = open(&options).await;
+    assert_eq!(store.sighting(), seen(6, 70));
+    store.put(chunk(2, 1_000), Purpose::Write).await.unwrap();
+    // What is not written down is not remembered.
+    store.saw(seen(7, 500));
+    drop(store);
+    assert_eq!(open(&options).await.sighting(), seen(6, 70));
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@
 
 use std::{
     collections::VecDeque,
-    io::{self, IoSlice},
+    io,
     sync::{Arc, atomic::Ordering},
 };
 
@@ -18,9 +18,10 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::{
     PutError, PutOutcome,
-    format::{Body, Position, Record, SegmentId, Sequence, Tombstone, align, encode_record},
+    format::{Body, SegmentId, Sighting, Tombstone, align},
     header::{ChunkHeader, SealedChunk},
     index::{Entry, Known, Place},
+    layout::Layout,
     read::{RecordFault, verify_on_device},
     segment::{FIRST_RECORD, NewSegment},
     space::Admitted,
@@ -99,6 +100,8 @@ pub struct Writer {
     segment: Option<OpenSegment>,
     next_segment: u32,
     next_record: u64,
+    /// The latest sighting in the open segment: every segment tells what was known when it was written.
+    noted: Sighting,
 }
 
 /// The segment that is being written.
@@ -124,17 +127,6 @@ enum Member {
     Bury(usize),
 }
 
-/// A group's bytes, laid out.
-struct Layout {
-    headers: Vec<u8>,
-    /// For each record: its header's end among `headers`, its frames, and the padding after them.
-    records: Vec<(usize, Vec<Bytes>, usize)>,
-    /// Where each put of the group will be, in order.
-    places: Vec<Place>,
-    start: u64,
-    end: u64,
-}
-
 impl Writer {
     pub fn new(store: Arc<Inner>, commands: mpsc::Receiver<Command>, recovered: ToWrite) -> Self {
         Self {
@@ -146,6 +138,7 @@ impl Writer {
             segment: None,
             next_segment: 0,
             next_record: 0,
+            noted: Sighting::default(),
         }
     }
 
@@ -198,17 +191,18 @@ impl Writer {
     }
 
     async fn commit(&mut self, group: Group) {
-        if let Err(error) = self.make_room(group.bytes).await {
+        let sighting_bytes = MARK_BYTES;
+        if let Err(error) = self.make_room(group.bytes + sighting_bytes).await {
             tracing::error!(%error, "cannot make a segment");
             self.store.counters.failed_groups.fetch_add(1, Ordering::Relaxed);
             return group.fail(&format!("no new segment: {error}"));
         }
         let marks = std::mem::take(&mut self.to_mark);
-        let layout = self.lay_out(&group, &marks);
+        let sighting = Some(*self.store.sighting.lock()).filter(|sighting| *sighting != self.noted);
+        let (layout, places) = self.lay_out(&group, &marks, sighting);
         let segment = self.segment.as_mut().expect("room was made");
         let (start, end, written) = (layout.start, layout.end, layout.end - layout.start);
         let group_start = Place::new(segment.new.slot, start);
-        let places = layout.places.clone();
         let file = segment.new.file.clone();
         let (disk, folder) = (self.store.env.disk.clone(), self.store.table.folder().to_owned());
         let result = self
@@ -224,6 +218,7 @@ impl Writer {
         match result {
             Ok(disk) => {
                 segment.end = end;
+                self.noted = sighting.unwrap_or(self.noted);
                 let room = segment.new.allocated.saturating_sub(end);
                 self.store.space.wrote(written, room, disk);
                 let counters = &self.store.counters;
@@ -274,6 +269,7 @@ impl Writer {
         match new {
             Ok(new) => {
                 self.segment = Some(OpenSegment { new, end: FIRST_RECORD });
+                self.noted = Sighting::default();
                 self.store.space.wrote(FIRST_RECORD, 0, None);
                 Ok(())
             }
@@ -284,44 +280,37 @@ impl Writer {
         }
     }
 
-    fn lay_out(&mut self, group: &Group, marks: &[(SegmentId, u64)]) -> Layout {
+    /// Lays out a group behind what the segment has, and gives the places of its puts, in order.
+    fn lay_out(
+        &mut self,
+        group: &Group,
+        marks: &[(SegmentId, u64)],
+        sighting: Option<Sighting>,
+    ) -> (Layout, Vec<Place>) {
         let segment = self.segment.as_ref().expect("there is a segment");
-        let identity = self.store.table.identity();
-        let mut layout = Layout {
-            headers: Vec::new(),
-            records: Vec::with_capacity(group.records + marks.len()),
-            places: Vec::with_capacity(group.puts.len()),
-            start: segment.end,
-            end: segment.end,
-        };
+        let mut layout = Layout::new(self.store.table.identity(), segment.new.id, segment.end);
+        let mut places = Vec::with_capacity(group.puts.len());
         let mut append = |body: Body, frames: Vec<Bytes>| {
-            let sequence = Sequence { boot: identity.boot, number: self.next_record };
+            let number = self.next_record;
             self.next_record += 1;
-            let position =
-                Position { incarnation: identity.incarnation, segment: segment.new.id, offset: layout.end };
-            let record = Record { sequence, durable_end: segment.end, body };
-            encode_record(&record, &position, &mut layout.headers);
-            let content = record.header_length() + frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
-            layout.end += record.total_length();
-            let padding = record.total_length() - content;
-            layout.records.push((layout.headers.len(), frames, padding as usize));
-            Place::new(segment.new.slot, position.offset)
+            Place::new(segment.new.slot, layout.append(number, body, frames))
         };
         for (marked, end) in marks {
             append(Body::Mark { segment: *marked, end: *end }, Vec::new());
         }
+        sighting.map(|sighting| append(Body::Sighting(sighting), Vec::new()));
         for member in &group.order {
             match *member {
                 Member::Put(n) => {
                     let SealedChunk { header, frames } = &group.puts[n].chunk;
-                    layout.places.push(append(Body::Put(ChunkHeader::clone(header)), frames.clone()));
+                    places.push(append(Body::Put(ChunkHeader::clone(header)), frames.clone()));
                 }
                 Member::Bury(n) => group.burials[n].tombstones.iter().for_each(|tombstone| {
                     append(Body::Tombstone(*tombstone), Vec::new());
                 }),
             }
         }
-        layout
+        (layout, places)
     }
 
     /// Tells the index, then the senders. In the order of arrival: a chunk may be put and buried in one group.
@@ -424,7 +413,7 @@ impl Writer {
         if room < marks.len() as u64 * MARK_BYTES {
             return;
         }
-        let layout = self.lay_out(&Group::default(), &marks);
+        let (layout, _) = self.lay_out(&Group::default(), &marks, None);
         let file = self.segment.take().expect("just seen").new.file;
         let result = self.store.env.blocking(move || {
             layout.write(&*file)?;
@@ -448,7 +437,8 @@ impl Group {
 
     fn push_bury(&mut self, bury: Bury) {
         self.bytes += bury.tombstones.len() as u64 * MARK_BYTES;
-        self.records += bury.tombstones.len();
+        // One without tombstones asks for a group, that what was seen becomes durable.
+        self.records += bury.tombstones.len().max(1);
         self.order.push(Member::Bury(self.burials.len()));
         self.burials.push(bury);
     }
@@ -462,20 +452,5 @@ impl Group {
         for bury in self.burials {
             let _ = bury.reply.send(Err(PutError::Failed(reason.to_owned())));
         }
-    }
-}
-
-impl Layout {
-    fn write(&self, file: &dyn crate::env::DiskFile) -> io::Result<()> {
-        const ZEROS: [u8; 8] = [0; 8];
-        let mut parts = Vec::with_capacity(self.records.iter().map(|(_, frames, _)| frames.len() + 2).sum());
-        let mut from = 0;
-        for (to, frames, padding) in &self.records {
-            parts.push(IoSlice::new(&self.headers[from..*to]));
-            parts.extend(frames.iter().map(|frame| IoSlice::new(frame)));
-            parts.push(IoSlice::new(&ZEROS[..*padding]));
-            from = *to;
-        }
-        file.write_at(&parts, self.start)
     }
 }

@@ -1,7 +1,9 @@
 //! A mirror of everything under `c/`: cluster map, nodes, epoch, tick, intent.
 //!
 //! One task reads the prefix at one revision and watches it from the next. While the store is away the last state
-//! stays (R13), and the task tries again with a bounded, growing pause. A state only ever gets newer.
+//! stays (R13), and the task tries again with a bounded, growing pause. A state only ever gets newer, unless the store
+//! is restored from an older copy (R10): the node's disk remembers how far it had come, so it is noticed, told to all by
+//! a key, and nothing is deleted anywhere until `cairn-node recover`.
 
 use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
 
@@ -10,11 +12,16 @@ use cairn_placement::{ClusterMap, Incarnation, NodeId};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::{
+    chunks::{ChunkStore, Sighting},
     env::Env,
-    meta::{Event, KeyValue, MetaError, RangeRead, SharedMeta, keys, prefix_end},
+    meta::{
+        Event, KeyValue, MetaError, Op, RangeRead, SharedMeta, Txn,
+        keys::{self, restored::RestoredRecord},
+        prefix_end,
+    },
 };
 
 const RETRY_MIN: Duration = Duration::from_millis(100);
@@ -54,6 +61,12 @@ pub struct ClusterState {
     pub tick: u64,
     pub coordinator: Option<String>,
     pub intent: Option<keys::intent::IntentRecord>,
+    /// The tick at which a restored store was last accepted as it is; 0 if it never was.
+    pub accepted: u64,
+    /// Nodes that had seen the store further than it is, and how far (R10); without those from before it was accepted.
+    pub restored: BTreeMap<String, RestoredRecord>,
+    /// This node is one of them, whether it could tell the others or not.
+    pub in_doubt: bool,
     /// The latest comparison of metadata and disks, of whatever map and disks; see [`ClusterState::truth`].
     pub compared: Option<keys::truth::TruthRecord>,
 }
@@ -61,6 +74,21 @@ pub struct ClusterState {
 impl ClusterState {
     pub fn node_by_name(&self, name: &str) -> Option<&NodeInfo> {
         self.nodes.values().find(|node| node.name == name)
+    }
+
+    /// Nothing may be deleted while the store may be an older copy of itself (R10), or before that is known.
+    pub fn may_delete(&self) -> bool {
+        self.revision > 0 && !self.in_doubt && self.restored.is_empty()
+    }
+
+    /// How far the store is.
+    pub fn sighting(&self) -> Sighting {
+        Sighting {
+            tick: self.tick,
+            revision: self.revision,
+            map_generation: self.map.as_ref().map_or(0, |map| map.generation),
+            epoch: self.epoch,
+        }
     }
 
     /// Digest of the disks that the map's nodes have now.
@@ -95,10 +123,24 @@ struct Shared {
 }
 
 impl View {
-    /// Starts the mirror, which runs until `stop`.
-    pub fn start(env: Env, meta: SharedMeta, stop: CancellationToken) -> Self {
+    /// Starts the mirror of node `me`, whose disk remembers how far the store was seen. It runs until `stop`.
+    pub fn start(
+        env: Env,
+        meta: SharedMeta,
+        me: String,
+        memory: ChunkStore,
+        stop: CancellationToken,
+    ) -> Self {
         let shared = Arc::<Shared>::default();
-        let mirror = Mirror { meta, entries: BTreeMap::new(), map: None, shared: shared.clone() };
+        let mirror = Mirror {
+            meta,
+            me,
+            memory,
+            doubt: None,
+            entries: BTreeMap::new(),
+            map: None,
+            shared: shared.clone(),
+        };
         tokio::spawn(async move {
             stop.run_until_cancelled(mirror.run(env)).await;
         });
@@ -123,8 +165,17 @@ impl View {
     }
 }
 
+/// A number that is 0 while its key is absent.
+pub(super) fn number_of(entry: Option<&KeyValue>) -> Result<u64, MetaError> {
+    Ok(entry.map(keys::number).transpose()?.unwrap_or(0))
+}
+
 struct Mirror {
     meta: SharedMeta,
+    me: String,
+    memory: ChunkStore,
+    /// How far the store had been seen, if it is behind that.
+    doubt: Option<Sighting>,
     entries: BTreeMap<Bytes, KeyValue>,
     map: Option<(u64, Arc<ClusterMap>)>,
     shared: Arc<Shared>,
@@ -155,16 +206,22 @@ impl Mirror {
 
     /// Reads, then watches; only an error ends it.
     async fn follow(&mut self) -> Result<(), MetaError> {
+        // Before reading: what others see while we read is no reason for doubt.
+        let remembered = self.memory.sighting();
         let page = self.meta.range(RangeRead::prefix(keys::CLUSTER_PREFIX)).await?;
-        let newest = self.newest();
-        if page.revision < newest {
-            return Err(MetaError::Unavailable(format!(
-                "it answers with revision {}, behind {newest} which it has shown before",
-                page.revision
-            )));
-        }
         self.entries = page.entries.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
+        let found = self.read(page.revision)?;
+        if remembered.is_ahead_of(&found.sighting(), found.accepted) {
+            let now = found.sighting();
+            error!(
+                ?remembered,
+                ?now,
+                "the metadata store is an older copy of what it was: nothing is deleted until `cairn-node recover`"
+            );
+            self.doubt = Some(remembered);
+        }
         self.publish(page.revision)?;
+        self.report().await?;
         let range = Bytes::from_static(keys::CLUSTER_PREFIX)..prefix_end(keys::CLUSTER_PREFIX);
         let mut watch = self.meta.watch(range, page.revision + 1).await?;
         info!(revision = page.revision, "the cluster's state is in sight");
@@ -178,32 +235,73 @@ impl Mirror {
                 };
             }
             self.publish(revision)?;
+            self.report().await?;
         }
     }
 
     fn publish(&mut self, revision: u64) -> Result<(), MetaError> {
-        let state = self.read(revision)?;
+        let mut state = self.read(revision)?;
+        // Not before: an older copy that goes on for long enough overtakes what was remembered.
+        if self.doubt.is_some_and(|remembered| state.accepted > remembered.tick) {
+            info!(tick = state.tick, "the metadata store was accepted as it is");
+            self.doubt = None;
+        }
+        state.in_doubt = self.doubt.is_some();
+        if !state.in_doubt {
+            self.memory.saw(state.sighting());
+        }
         *self.shared.state.lock() = Arc::new(state);
         self.shared.changed.notify_waiters();
         Ok(())
     }
 
+    /// Tells the others how far this node had seen the store, if anybody doubts it: `recover` has to exceed it.
+    async fn report(&self) -> Result<(), MetaError> {
+        let state = self.shared.state.lock().clone();
+        if state.may_delete() || state.restored.contains_key(&self.me) {
+            return Ok(());
+        }
+        let Sighting { tick, revision, map_generation, epoch } =
+            self.doubt.unwrap_or_else(|| self.memory.sighting());
+        // One that the acceptance of an earlier copy made void would not be heard.
+        let tick = tick.max(state.accepted);
+        let record = RestoredRecord { tick, revision, map_generation, epoch };
+        let then = vec![Op::put(keys::restored::key(&self.me), keys::to_json(&record))];
+        self.meta.txn(Txn { then, ..Txn::default() }).await.map(|_| ())
+    }
+
     fn read(&mut self, revision: u64) -> Result<ClusterState, MetaError> {
         let map = self.read_map()?;
-        let number = |key: Bytes| self.entries.get(&key).map(keys::number).transpose();
+        let number = |key: Bytes| number_of(self.entries.get(&key));
         let coordinator = self.entries.get(&keys::coordinator_key());
         Ok(ClusterState {
             revision,
             map_revision: map.as_ref().map_or(0, |(revision, _)| *revision),
             map: map.map(|(_, map)| map),
             nodes: self.read_nodes()?,
-            epoch: number(keys::epoch_key())?.unwrap_or(0) as u32,
+            epoch: number(keys::epoch_key())? as u32,
             epoch_revision: self.entries.get(&keys::epoch_key()).map_or(0, |entry| entry.mod_revision),
-            tick: number(keys::tick_key())?.unwrap_or(0),
+            tick: number(keys::tick_key())?,
             coordinator: coordinator.map(|entry| String::from_utf8_lossy(&entry.value).into_owned()),
+            accepted: number(keys::restored::accepted_key())?,
+            restored: self.read_restored()?,
+            in_doubt: false,
             intent: self.entries.get(&keys::intent::key()).map(keys::from_json).transpose()?,
             compared: self.entries.get(&keys::truth::key()).map(keys::from_json).transpose()?,
         })
+    }
+
+    fn read_restored(&self) -> Result<BTreeMap<String, RestoredRecord>, MetaError> {
+        let accepted = number_of(self.entries.get(&keys::restored::accepted_key()))?;
+        let mut restored = BTreeMap::new();
+        let end = prefix_end(keys::restored::PREFIX);
+        for (key, entry) in self.entries.range(Bytes::from_static(keys::restored::PREFIX)..end) {
+            let record: RestoredRecord = keys::from_json(entry)?;
+            if record.tick >= accepted {
+                restored.insert(keys::name(&key[keys::restored::PREFIX.len()..]), record);
+            }
+        }
+        Ok(restored)
     }
 
     /// The map, parsed again only when its head has changed.

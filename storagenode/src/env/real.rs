@@ -10,7 +10,35 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use super::{BoxFuture, Clock, Disk, DiskFile, DiskSpace, OpenMode, Random, Threads, Work};
+use super::{
+    BoxFuture, Clock, Disk, DiskFile, DiskSpace, Env, Listener, Network, OpenMode, Protocol, Random, Stream,
+    Threads, Work,
+};
+
+/// The real world for what talks to no node.
+pub fn without_network() -> Env {
+    Env {
+        clock: Arc::new(RealClock::default()),
+        random: Arc::new(RealRandom),
+        disk: Arc::new(RealDisk),
+        network: Arc::new(NoNetwork),
+        threads: Arc::new(RealThreads),
+    }
+}
+
+/// Reaches nobody, and nobody reaches it.
+pub struct NoNetwork;
+
+#[async_trait::async_trait]
+impl Network for NoNetwork {
+    async fn listen(&self, _: &str, _: Protocol) -> io::Result<Arc<dyn Listener>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    async fn connect(&self, _: &str, _: &str) -> io::Result<Box<dyn Stream>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
 
 /// The machine's clocks.
 pub struct RealClock {

@@ -27,9 +27,12 @@ use super::{
     FileError,
     gateway::{Gateway, META_PATIENCE},
 };
-use crate::meta::{
-    Compare, KeyValue, MetaError, Op, Txn, TxnResult,
-    keys::slot::{self, SLOTS},
+use crate::{
+    chunks::Sighting,
+    meta::{
+        Compare, KeyValue, MetaError, Op, Txn, TxnResult,
+        keys::slot::{self, SLOTS},
+    },
 };
 
 /// Between two sends of the same transaction.
@@ -118,6 +121,7 @@ impl Gateway {
             match judge(result, &token, revision)? {
                 Judged::Committed(revision) => {
                     slot.slot.revision = Some(revision);
+                    self.saw(revision);
                     return Ok(Outcome::Committed);
                 }
                 Judged::Refused(found) if !sent_without_answer => return Ok(Outcome::Refused(found)),
@@ -128,6 +132,7 @@ impl Gateway {
                     }
                     Fenced::Happened(revision) => {
                         slot.slot.revision = Some(revision);
+                        self.saw(revision);
                         return Ok(Outcome::Committed);
                     }
                     Fenced::NoAnswer(error) => {
@@ -154,6 +159,14 @@ impl Gateway {
             }
             self.env.clock.sleep(PAUSE).await;
         }
+    }
+}
+
+impl Gateway {
+    /// Has this node's disk remember a revision that the store must never fall behind (R10).
+    fn saw(&self, revision: u64) {
+        let tick = self.view.current().tick;
+        self.writer.store.saw(Sighting { tick, revision, ..Sighting::default() });
     }
 }
 

@@ -3,17 +3,13 @@
 //! Cases use keys below their own name, so they may share a store, also with other keys in it and with writers that they
 //! do not know of. A case fails by panicking; [`run`] names it.
 
-use std::{io, time::Duration};
+use std::time::Duration;
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use futures::FutureExt;
 
 use super::{Event, MetaError, Op, RangeRead, SharedMeta, Txn, TxnResult, Watch, prefix_end};
-use crate::env::{
-    BoxFuture, Env, Listener, Network, Stream,
-    real::{RealClock, RealDisk, RealRandom, RealThreads},
-};
+use crate::env::{BoxFuture, Env};
 
 mod leases;
 mod ranges;
@@ -64,34 +60,6 @@ pub async fn run(subject: &Subject) {
         }
     }
     assert!(failed.is_empty(), "cases that fail:\n{}", failed.join("\n"));
-}
-
-/// The real seams, without a network: what a store needs.
-pub fn env() -> Env {
-    Env {
-        clock: std::sync::Arc::new(RealClock::default()),
-        random: std::sync::Arc::new(RealRandom),
-        disk: std::sync::Arc::new(RealDisk),
-        network: std::sync::Arc::new(NoNetwork),
-        threads: std::sync::Arc::new(RealThreads),
-    }
-}
-
-struct NoNetwork;
-
-#[async_trait]
-impl Network for NoNetwork {
-    async fn listen(
-        &self,
-        _address: &str,
-        _: crate::env::Protocol,
-    ) -> io::Result<std::sync::Arc<dyn Listener>> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    async fn connect(&self, _address: &str, _expected: &str) -> io::Result<Box<dyn Stream>> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
 }
 
 macro_rules! named {

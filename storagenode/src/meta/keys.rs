@@ -11,6 +11,8 @@
 //! | `c/map/gen` | [`map::MapHead`] | the coordinator |
 //! | `c/map/page/<number>` | a page of the map | the coordinator |
 //! | `c/epoch` | the sweep epoch | the coordinator |
+//! | `c/restored/<node>` | [`restored::RestoredRecord`]: the store is behind what that node had seen | that node |
+//! | `c/accepted` | tick at which a restored store was accepted | `cairn-node recover` |
 //! | `c/truth` | [`truth::TruthRecord`], what comparing metadata and disks found | the coordinator |
 //! | `c/tick` | the minutes counted (R10) | the coordinator |
 //! | `volume/<name>` | [`volume::VolumeRecord`] | gateways |
@@ -35,6 +37,7 @@ pub mod file;
 pub mod intent;
 pub mod map;
 pub mod node;
+pub mod restored;
 pub mod slot;
 pub mod truth;
 pub mod volume;

@@ -171,6 +171,7 @@ impl Cluster for ClusterStatus {
             nodes,
             answered_by: self.me.clone(),
             collecting: self.collecting().await,
+            metadata_restored: state.in_doubt || !state.restored.is_empty(),
             compared: state.truth().is_some(),
             lost_files: state.truth().map_or(0, |truth| truth.lost_files),
             lost: state.truth().map_or_else(Vec::new, |truth| truth.lost.clone()),

@@ -6,7 +6,7 @@ use std::{io::IoSlice, path::Path, sync::Arc, time::Duration};
 use cairn_node::{
     api,
     chunks::Kek,
-    env::{BoxFuture, Clock, Disk, Env, OpenMode, Protocol},
+    env::{BoxFuture, Clock, Disk, Env, OpenMode, Protocol, real::NoNetwork},
     files::SharedFiles,
     meta::{SharedMeta, embedded::EmbeddedStore},
     node::{Budgets, NodeOptions, RunningNode, ServeError, ServeOptions, Timings, serve},
@@ -17,7 +17,7 @@ use tokio::{runtime::Runtime, time::Instant};
 
 use super::{
     disk::SimDisk,
-    env::{InlineThreads, NoNetwork, SimRandom},
+    env::{InlineThreads, SimRandom},
     life::{Life, LifeClock, LifeThreads},
     meta::MetaFaults,
     network::SimNet,

@@ -3,14 +3,13 @@
 use std::{
     collections::BTreeMap,
     future::Future,
-    io,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
-use cairn_node::env::{BoxFuture, Clock, Env, Listener, Network, Protocol, Random, Stream, Threads, Work};
+use cairn_node::env::{BoxFuture, Clock, Env, Random, Threads, Work, real::NoNetwork};
 use parking_lot::Mutex;
 use rand::{RngCore, SeedableRng, rngs::StdRng};
 use tokio::runtime::Runtime;
@@ -135,20 +134,6 @@ impl Threads for InlineThreads {
             work();
             tokio::task::yield_now().await;
         })
-    }
-}
-
-/// For parts that talk to nobody.
-pub struct NoNetwork;
-
-#[async_trait::async_trait]
-impl Network for NoNetwork {
-    async fn listen(&self, _: &str, _: Protocol) -> io::Result<Arc<dyn Listener>> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    async fn connect(&self, _: &str, _: &str) -> io::Result<Box<dyn Stream>> {
-        Err(io::ErrorKind::Unsupported.into())
     }
 }
 

@@ -8,6 +8,7 @@ use super::modules::Sources;
 use super::tree::{Tree, Violation};
 
 const FILE: &str = "tests/promises.toml";
+const DURABILITY: &str = "docs/durability.md";
 const README: &str = "README.md";
 const BEGIN: &str = "<!-- promises:begin -->\n";
 const END: &str = "<!-- promises:end -->";
@@ -59,6 +60,23 @@ pub fn check(tree: &Tree, sources: &Sources) -> Vec<Violation> {
             say("no test shows it: name one, or do not promise it".to_string());
         }
         promise.tests.iter().filter_map(|test| live(sources, test).err()).for_each(say);
+    }
+    found.extend(named_in(tree, sources, DURABILITY));
+    found
+}
+
+/// Every test that a document names, as `file.rs::function`, exists and runs; in each of its tables' rows one is named.
+fn named_in(tree: &Tree, sources: &Sources, document: &str) -> Vec<Violation> {
+    let Some(text) = tree.text(document) else { return Vec::new() };
+    let mut found = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let mut say = |what: String| found.push(Violation::new(document, number + 1, what));
+        let tests: Vec<&str> = line.split('`').filter(|code| code.contains(".rs::")).collect();
+        let heads = ["|---", "| promise", "| what fails"];
+        if line.starts_with('|') && !heads.iter().any(|head| line.starts_with(head)) && tests.is_empty() {
+            say("no test shows this: name one, or do not promise it".to_owned());
+        }
+        tests.into_iter().filter_map(|test| live(sources, test).err()).for_each(say);
     }
     found
 }
@@ -130,6 +148,14 @@ mod tests {
 
     fn tree(promises: &str, readme: &str) -> Tree {
         Tree::of(&[("a/Cargo.toml", "[package]"), ("a/src/lib.rs", CODE), (FILE, promises), (README, readme)])
+    }
+
+    #[test]
+    fn a_document_that_names_tests_names_live_ones() {
+        let table = "| promise | shown by |\n|---|---|\n| It works. | `a/src/lib.rs::works` |\n| So does this. | |\n| And this. | `a/src/lib.rs::helper`, `a/src/lib.rs::gone` |\n";
+        let tree = Tree::of(&[("a/Cargo.toml", "[package]"), ("a/src/lib.rs", CODE), (DURABILITY, table)]);
+        let found = named_in(&tree, &Sources::of(&tree).unwrap(), DURABILITY);
+        assert_eq!(found.len(), 3, "{found:?}");
     }
 
     fn violations(promises: &str) -> usize {

@@ -327,6 +327,7 @@ impl World {
         self.observed.report = (!self.silent && !live.is_empty()).then(|| NodesReport {
             lost_files: 0,
             lost: Vec::new(),
+            metadata_restored: false,
             capacity_bytes: 10 * (1 << 30) * live.len() as i64,
             used_bytes: 0,
             placement_groups: self.groups.unwrap_or_else(|| groups(self.map_published, all)),

@@ -89,6 +89,7 @@ pub(super) fn status(status: &StatusResponse) -> Value {
         "answered_by": status.answered_by,
         "collecting": status.collecting,
         "compared": status.compared,
+        "metadata_restored": status.metadata_restored,
         "lost_files": status.lost_files,
         "lost": status.lost,
     })

@@ -12,10 +12,7 @@ use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::*;
-use crate::{
-    env::{BoxFuture, Disk, DiskFile, DiskSpace, OpenMode, Threads, Work},
-    meta::conformance,
-};
+use crate::env::{BoxFuture, Disk, DiskFile, DiskSpace, OpenMode, Threads, Work, real::without_network};
 
 const SECTOR_BYTES: usize = 512;
 
@@ -256,7 +253,7 @@ fn live(seed: u64, lies: bool) -> Result<(), String> {
         // The last life has power enough.
         let calls = if life == 4 { usize::MAX } else { random.random_range(1..600) };
         disk.power_on(&mut random, calls);
-        let env = Env { disk: Arc::new(disk.clone()), threads: Arc::new(InPlace), ..conformance::env() };
+        let env = Env { disk: Arc::new(disk.clone()), threads: Arc::new(InPlace), ..without_network() };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let lived = runtime.block_on(async {
             let store = match EmbeddedStore::open(env, Path::new("/folder")).await {

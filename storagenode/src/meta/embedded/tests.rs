@@ -10,7 +10,10 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    env::{Disk, DiskFile, DiskSpace, OpenMode, real::RealDisk},
+    env::{
+        Disk, DiskFile, DiskSpace, OpenMode,
+        real::{RealDisk, without_network},
+    },
     meta::conformance::{self, Subject},
 };
 
@@ -25,7 +28,7 @@ fn everything() -> Range<Bytes> {
 }
 
 async fn open(folder: &Path) -> EmbeddedStore {
-    EmbeddedStore::open(conformance::env(), folder).await.expect("the store opens")
+    EmbeddedStore::open(without_network(), folder).await.expect("the store opens")
 }
 
 async fn put(store: &EmbeddedStore, key: &'static str, value: &'static str) -> Result<u64, MetaError> {
@@ -42,7 +45,7 @@ async fn conforms() {
     let folder = folder();
     let subject = Subject {
         store: Arc::new(open(folder.path()).await),
-        env: conformance::env(),
+        env: without_network(),
         lease_ttl: Duration::from_millis(400),
         keeps_history: false,
     };
@@ -89,7 +92,7 @@ async fn a_dropped_store_can_be_opened_again() {
 
 async fn open_soon(folder: &Path) -> EmbeddedStore {
     for _ in 0..100 {
-        match EmbeddedStore::open(conformance::env(), folder).await {
+        match EmbeddedStore::open(without_network(), folder).await {
             Err(OpenError::InUse(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
             other => return other.expect("the store opens"),
         }
@@ -121,7 +124,7 @@ async fn leased_keys_do_not_survive_a_restart() {
 async fn a_second_opener_is_told() {
     let folder = folder();
     let _store = open(folder.path()).await;
-    let error = EmbeddedStore::open(conformance::env(), folder.path()).await.err().unwrap();
+    let error = EmbeddedStore::open(without_network(), folder.path()).await.err().unwrap();
     assert!(matches!(error, OpenError::InUse(_)));
     assert!(error.to_string().contains("in use by another process"), "{error}");
 }
@@ -137,11 +140,11 @@ async fn newer_and_damaged_files_are_refused() {
         txn.open_table(v1::STATE).unwrap().insert(v1::STATE_FORMAT, v1::FORMAT + 1).unwrap();
         txn.commit().unwrap();
     }
-    let error = EmbeddedStore::open(conformance::env(), folder.path()).await.err().unwrap();
+    let error = EmbeddedStore::open(without_network(), folder.path()).await.err().unwrap();
     assert!(matches!(error, OpenError::Newer { found: 2, known: 1, .. }), "{error}");
 
     std::fs::write(&path, vec![7; 100_000]).unwrap();
-    let error = EmbeddedStore::open(conformance::env(), folder.path()).await.err().unwrap();
+    let error = EmbeddedStore::open(without_network(), folder.path()).await.err().unwrap();
     assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
     assert!(error.to_string().contains("restore"), "{error}");
 }
@@ -290,7 +293,7 @@ impl DiskFile for FaultyFile {
 
 async fn open_faulty(folder: &Path) -> (Arc<FaultyDisk>, EmbeddedStore) {
     let disk = FaultyDisk::new();
-    let env = Env { disk: disk.clone(), ..conformance::env() };
+    let env = Env { disk: disk.clone(), ..without_network() };
     let store = EmbeddedStore::open(env, folder).await.unwrap();
     put(&store, "a", "1").await.unwrap();
     (disk, store)
@@ -366,7 +369,7 @@ async fn transactions_in_flight_share_commits() {
     };
     futures::future::join_all((0..TASKS).map(write)).await;
     store.close().await;
-    let (file, position) = DatabaseFile::open(conformance::env().disk, folder.path()).unwrap();
+    let (file, position) = DatabaseFile::open(without_network().disk, folder.path()).unwrap();
     assert_eq!(position.revision, 1 + TASKS * EACH);
     assert!(position.commits <= TASKS * EACH / 8, "{} commits", position.commits);
     file.close();

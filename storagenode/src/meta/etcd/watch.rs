@@ -11,7 +11,7 @@ use super::{
     endpoints::{Leader, Picked},
     errors::{Failure, classify},
 };
-use crate::meta::{Event, MetaError, Watch};
+use crate::meta::{Event, MetaError, MetaStore, RangeRead, Watch};
 
 /// How long one member may take to begin a watch.
 const OPEN_LIMIT: Duration = Duration::from_secs(3);
@@ -86,6 +86,29 @@ impl EtcdWatch {
         Err(failure)
     }
 
+    /// A new stream's member has not come as far as this watch.
+    fn is_behind(&self, response: &WatchResponse) -> bool {
+        let revision = response.header().map_or(0, |header| header.revision() as u64);
+        response.created() && !response.canceled() && revision + 1 < self.place.revision
+    }
+
+    /// Whether that member is only late, or etcd was restored from an older copy: then nothing would come for long, and what
+    /// came at last would not be what follows.
+    async fn check_store(&mut self) -> Result<Vec<Event>, Failure> {
+        let newest = self.store.range(RangeRead::key(&self.range.start)).await;
+        match newest {
+            Ok(page) if page.revision + 1 < self.place.revision => {
+                self.stream = None;
+                Err(Failure::Final(MetaError::Compacted))
+            }
+            Ok(_) => Ok(Vec::new()),
+            Err(error) => {
+                self.stream = None;
+                Err(Failure::NotDone(error.to_string()))
+            }
+        }
+    }
+
     fn accept(&mut self, response: &WatchResponse) -> Result<Vec<Event>, Failure> {
         if response.compact_revision() > 0 {
             self.stream = None;
@@ -158,6 +181,7 @@ impl Watch for EtcdWatch {
                 },
             };
             let accepted = match received {
+                Ok(response) if self.is_behind(&response) => self.check_store().await,
                 Ok(response) => {
                     let accepted = self.accept(&response);
                     if accepted.is_ok() {

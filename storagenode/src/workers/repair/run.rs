@@ -139,7 +139,9 @@ impl Repair {
             Step::Fetch(_) => None,
         });
         let buried: Vec<_> = buried.collect();
+        // What others have deleted, too, waits while the metadata store may be an older copy of itself (R10).
         if !buried.is_empty()
+            && self.writer.view.current().may_delete()
             && let Err(error) = self.writer.store.bury(buried).await
         {
             warn!(%pg, %error, "could not record deletions");

@@ -1,0 +1,164 @@
+//! The settings by name, and the command line's grammar.
+
+use super::flag_of;
+
+/// One setting, as people see it.
+pub(super) struct Setting {
+    pub name: &'static str,
+    pub value: &'static str,
+    pub help: &'static str,
+    pub default: Option<&'static str>,
+}
+
+const fn setting(
+    name: &'static str,
+    value: &'static str,
+    default: Option<&'static str>,
+    help: &'static str,
+) -> Setting {
+    Setting { name, value, help, default }
+}
+
+pub(super) const SETTINGS: &[Setting] = &[
+    setting("CLUSTER_NAME", "NAME", Some("cairn"), "The cluster this node belongs to"),
+    setting("NODE_NAME", "NAME", None, "This node's name, for ever [default: the host name]"),
+    setting("ZONE", "NAME", Some("default"), "Failure domain: copies of a file go to different zones"),
+    setting("DATA_DIR", "FOLDER", Some("/data"), "Where this node keeps its chunks"),
+    setting(
+        "DATABASE_URL",
+        "URL",
+        None,
+        "Metadata: etcd://host,host,host/prefix, or embedded:///folder for one node alone",
+    ),
+    setting("ETCD_CA_FILE", "FILE", None, "CA of an etcd with TLS (as ?ca= in DATABASE_URL)"),
+    setting("ETCD_CERT_FILE", "FILE", None, "Certificate to show to etcd, if it asks for one"),
+    setting("ETCD_KEY_FILE", "FILE", None, "Its key"),
+    setting("GRPC_PORT", "PORT", Some("50051"), "Port for gRPC, of clients and of other nodes; 0 picks one"),
+    setting("HTTP_PORT", "PORT", Some("8080"), "Port for HTTPS; 0 picks one"),
+    setting("BIND_HOST", "HOST", Some("0.0.0.0"), "Address to listen on"),
+    setting(
+        "ADVERTISE_HOST",
+        "HOST",
+        None,
+        "Name by which other nodes reach this one; must be in its certificate [default: the host name]",
+    ),
+    setting("ADVERTISE_PORT", "PORT", None, "Port by which other nodes reach this one [default: GRPC_PORT]"),
+    setting("TLS_CERT_FILE", "FILE", None, "This node's certificate (PEM; subject O=cairn:node)"),
+    setting("TLS_KEY_FILE", "FILE", None, "Its key (PEM)"),
+    setting("TLS_CA_FILE", "FILE", None, "The cluster's CA (PEM)"),
+    setting("KEK_FILE", "FILE", None, "The key-encryption key: 32 random bytes, base64, hexadecimal or raw"),
+    setting(
+        "CLIENT_TOKENS_FILE",
+        "FILE",
+        None,
+        "Who may connect with a token: lines of NAME SHA256 [EXPIRES]",
+    ),
+    setting(
+        "EXPECTED_NODES",
+        "COUNT",
+        Some("1"),
+        "Nodes to wait for before files are placed for the first time",
+    ),
+    setting(
+        "LEASE_SECONDS",
+        "SECONDS",
+        Some("10"),
+        "A node that has not been heard of for so long counts as down (2 to 300)",
+    ),
+    setting(
+        "REPAIR_SECONDS",
+        "SECONDS",
+        Some("5"),
+        "Between comparisons with other nodes, at rest (1 to 3600)",
+    ),
+    setting(
+        "COMPARE_SECONDS",
+        "SECONDS",
+        Some("30"),
+        "Between comparisons of the metadata with the disks, at rest; longer where one takes long (1 to 86400)",
+    ),
+    setting("TICK_SECONDS", "SECONDS", Some("60"), "Length of a tick, by which ages are counted (1 to 3600)"),
+    setting(
+        "COLLECT_AFTER_TICKS",
+        "COUNT",
+        Some("15"),
+        "Ticks that deleted content rests, for downloads that have begun (1 to 100000)",
+    ),
+    setting("CAPACITY", "BYTES", None, "How much of the disk to use, such as 100Gi [default: all of it]"),
+    setting(
+        "LOG",
+        "FILTER",
+        Some("info"),
+        "What to log: error, warn, info, debug, or a filter such as info,cairn_node=debug",
+    ),
+    setting("LOG_FORMAT", "FORMAT", Some("text"), "text or json"),
+];
+
+/// The command line's grammar, for help and parsing.
+pub fn grammar() -> clap::Command {
+    let settings = SETTINGS.iter().map(|setting| {
+        let env = format!("[env: {}]", setting.name);
+        let help = match setting.default {
+            Some(default) => format!("{} {env} [default: {default}]", setting.help),
+            None => format!("{} {env}", setting.help),
+        };
+        clap::Arg::new(setting.name).long(flag_of(setting.name)).value_name(setting.value).help(help)
+    });
+    let file = clap::Arg::new("ENV_FILE")
+        .long("env-file")
+        .value_name("FILE")
+        .help("File of NAME=VALUE lines, for what neither flags nor the environment set [default: .env, if it exists]");
+    let folder =
+        clap::Arg::new("folder").long("folder").value_name("FOLDER").required(true).help("Where they go");
+    let hosts = clap::Arg::new("hosts")
+        .long("hosts")
+        .value_name("HOST,…")
+        .value_delimiter(',')
+        .help("Names and addresses of the nodes; localhost is always included");
+    let etcd_hosts = clap::Arg::new("etcd-hosts")
+        .long("etcd-hosts")
+        .value_name("HOST,…")
+        .value_delimiter(',')
+        .help("The same for an etcd that is to have a certificate of this CA");
+    let cluster = clap::Arg::new("cluster")
+        .long("cluster")
+        .value_name("NAME")
+        .default_value("cairn")
+        .help("Name of the cluster");
+    let init = clap::Command::new("init-secrets")
+        .about("Makes CA, certificates, key-encryption key and a client's token where they are missing; changes nothing that exists")
+        .args([folder, hosts, etcd_hosts, cluster]);
+    let without = clap::Arg::new("without-node")
+        .long("without-node")
+        .value_name("NAME")
+        .action(clap::ArgAction::Append)
+        .help("A node that is gone for ever; may be given several times");
+    let recover = clap::Command::new("recover")
+        .about("Accepts a metadata store that was restored from an older copy, so that deleting goes on")
+        .after_help(
+            "Nodes that have seen the metadata store further than it is delete nothing, and `cairn status` says so. Restore a \
+             newer copy if there is one; if not, run this with the environment of any node (it needs DATABASE_URL).\n\
+             Files stored after the copy was made are lost; of files deleted since then, names come back without content, \
+             and `cairn status` lists them.",
+        )
+        .arg(without);
+    let verify = clap::Command::new("verify")
+        .about("Reads every chunk of a stopped node, and says what is damaged. Exit codes: 0 all is whole, 1 not")
+        .after_help("Nothing is mended: start the node, and what it finds damaged it fetches from other nodes.")
+        .arg(
+            clap::Arg::new("data-dir")
+                .long("data-dir")
+                .value_name("FOLDER")
+                .help("The node's folder [default: DATA_DIR of the environment or .env, else /data]"),
+        );
+    clap::Command::new("cairn-node")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("A storage node of Cairn. Without a command, it runs the node.")
+        .after_help("Every setting can be a flag, an environment variable, or a line of the .env file, in this order.")
+        .args_conflicts_with_subcommands(true)
+        .args(settings)
+        .arg(file)
+        .subcommand(init)
+        .subcommand(recover)
+        .subcommand(verify)
+}
