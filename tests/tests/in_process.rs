@@ -95,6 +95,19 @@ impl Site {
         serve(self.env.clone(), options, self.meta.clone(), serving).await.expect("a node starts")
     }
 
+    /// Four nodes in three zones, with their map.
+    async fn four_nodes(&self) -> (Vec<RunningNode>, Client) {
+        let mut nodes = Vec::new();
+        for index in 0..4 {
+            let listeners = self.listen().await;
+            let address = listeners.0.address();
+            nodes.push(self.start(index, 4, listeners, address).await);
+        }
+        let client = self.client(&nodes);
+        until(&client, |status| status.map_generation > 0).await;
+        (nodes, client)
+    }
+
     fn client(&self, nodes: &[RunningNode]) -> Client {
         let token = std::fs::read_to_string(&self.secrets.client_token).unwrap();
         let endpoints: Vec<_> = nodes.iter().map(|node| node.grpc_address().to_owned()).collect();
@@ -118,14 +131,7 @@ async fn until(client: &Client, reached: impl Fn(&StatusResponse) -> bool) -> St
 #[tokio::test(flavor = "multi_thread")]
 async fn four_nodes_keep_files() {
     let site = Site::new().await;
-    let mut nodes = Vec::new();
-    for index in 0..4 {
-        let listeners = site.listen().await;
-        let address = listeners.0.address();
-        nodes.push(site.start(index, 4, listeners, address).await);
-    }
-    let client = site.client(&nodes);
-    until(&client, |status| status.map_generation > 0).await;
+    let (nodes, client) = site.four_nodes().await;
     let volume = CreateVolume { name: "files".into(), copies: Some(3), chunk_size_bytes: None };
     client.create_volume(volume).await.expect("a volume");
     for size in [0usize, 1, 70_000, 9_000_000] {
@@ -197,14 +203,7 @@ async fn a_file_that_goes_while_it_is_read_is_not_called_damaged() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_with_more_copies_than_zones_is_refused() {
     let site = Site::new().await;
-    let mut nodes = Vec::new();
-    for index in 0..4 {
-        let listeners = site.listen().await;
-        let address = listeners.0.address();
-        nodes.push(site.start(index, 4, listeners, address).await);
-    }
-    let client = site.client(&nodes);
-    until(&client, |status| status.map_generation > 0).await;
+    let (nodes, client) = site.four_nodes().await;
     let volume = |name: &str, copies| CreateVolume { name: name.into(), copies, chunk_size_bytes: None };
     let error = client.create_volume(volume("four", Some(4))).await.expect_err("four nodes, three zones");
     assert_eq!(error.code(), ErrorCode::InvalidArgument, "{error}");

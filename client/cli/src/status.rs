@@ -77,6 +77,7 @@ async fn wait(client: &Client, limit: Duration, output: &Output) -> Result<Statu
     let bar = output.shows_progress().then(ProgressBar::new_spinner);
     let deadline = Instant::now() + limit;
     loop {
+        let mut lost = false;
         let why = match client.status().await {
             Ok(found) if is_settled(&found) => {
                 if let Some(bar) = bar {
@@ -84,14 +85,17 @@ async fn wait(client: &Client, limit: Duration, output: &Output) -> Result<Statu
                 }
                 return Ok(found);
             }
-            Ok(found) => summary(&found),
+            Ok(found) => {
+                lost = found.lost_files > 0;
+                if lost { health(&found) } else { summary(&found) }
+            }
             Err(error) if error.is_transient() => error.to_string(),
             Err(error) => return Err(error.into()),
         };
         if Instant::now() + POLL > deadline {
             return Err(Failure::unavailable(
                 format!("not settled after {} s: {why}", limit.as_secs()),
-                "see `cairn status` for nodes that are down, and wait longer with --timeout",
+                unsettled_help(lost),
             ));
         }
         if let Some(bar) = &bar {
@@ -99,6 +103,14 @@ async fn wait(client: &Client, limit: Duration, output: &Output) -> Result<Statu
             bar.tick();
         }
         tokio::time::sleep(POLL).await;
+    }
+}
+
+/// What to do about a cluster that does not settle. With lost files it never will, so waiting longer is no advice.
+fn unsettled_help(lost: bool) -> &'static str {
+    match lost {
+        true => "upload these files again, or remove them; what no disk has cannot settle",
+        false => "see `cairn status` for nodes that are down, and wait longer with --timeout",
     }
 }
 
@@ -302,5 +314,9 @@ mod tests {
             text.contains("DATA LOST: 2 files") && text.contains("docs/a") && text.contains("and 1 more")
         );
         assert!(!text.contains('\u{1b}'));
+        assert!(
+            unsettled_help(true).contains("upload these files again")
+                && unsettled_help(false).contains("--timeout")
+        );
     }
 }
