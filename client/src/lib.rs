@@ -40,7 +40,7 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 
 pub use cairn_proto::v1::{
-    ChunkCopy, ChunkLocation, CopyState, ErrorCode, FileInfo, IntendedNode, NodeState, NodeStatus,
+    ChunkCopy, ChunkLocation, CopyState, ErrorCode, FileInfo, IntendedNode, NodeState, NodeStatus, Readable,
     StatResponse, StatusResponse, Volume, VolumeState,
 };
 pub use calls::{Condition, CreateVolume};

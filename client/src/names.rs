@@ -10,9 +10,9 @@ pub enum PathProblem {
     Empty,
     #[error("the file name is over {MAX_PATH_BYTES} bytes long")]
     TooLong,
-    #[error("the file name begins with \"/\"")]
+    #[error("the file name begins with \"/\", so its first part is empty; leave that \"/\" away")]
     Absolute,
-    #[error("the file name has an empty part (\"//\", or \"/\" at its end)")]
+    #[error("the file name has an empty part (\"//\", or \"/\" at its end); leave the surplus \"/\" away")]
     EmptyPart,
     #[error("the file name has the part \".\" or \"..\"")]
     DotPart,

@@ -118,6 +118,10 @@ struct LocalArguments {
     /// File to write when the cluster is ready, with its addresses as JSON. Removed first, and when it ends.
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
+    /// A node whose empty disk is meant to take the place of its former one; otherwise it is taken for one that is not
+    /// mounted. May be repeated.
+    #[arg(long = "new-disk", value_name = "NODE")]
+    new_disks: Vec<String>,
 }
 
 /// Why the program ends with an error.
@@ -188,8 +192,8 @@ async fn run_operator(arguments: RunArguments, stop: CancellationToken) -> Resul
 }
 
 async fn run_local(arguments: LocalArguments, stop: CancellationToken) -> Result<(), Failure> {
-    let LocalArguments { files, data_dir, base_port, host, ready_file } = arguments;
-    let options = local::Options { files, data_dir, base_port, host, ready_file };
+    let LocalArguments { files, data_dir, base_port, host, ready_file, new_disks } = arguments;
+    let options = local::Options { files, data_dir, base_port, host, ready_file, new_disks };
     local::run(options, stop).await.map_err(|error| Failure::new(error.exit_code(), error))
 }
 

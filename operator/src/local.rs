@@ -50,6 +50,8 @@ pub struct Options {
     pub base_port: Option<u16>,
     pub host: IpAddr,
     pub ready_file: Option<PathBuf>,
+    /// Nodes that may begin with an empty disk, though they had another one.
+    pub new_disks: Vec<String>,
 }
 
 /// Why a local cluster does not run.
@@ -71,6 +73,8 @@ pub enum LocalError {
         folder = folder.display()
     )]
     OtherCluster { folder: PathBuf, installed: String, wanted: String },
+    #[error("--new-disk {name}: there is no such node; there are {nodes}")]
+    NoSuchNode { name: String, nodes: String },
     #[error(transparent)]
     Folder(#[from] FolderError),
     #[error(transparent)]
@@ -99,6 +103,7 @@ pub struct Planned {
     pub volumes: Vec<Volume>,
     pub host: IpAddr,
     pub ports: Ports,
+    pub new_disks: Vec<String>,
 }
 
 /// Runs a local cluster until `stop`.
@@ -143,6 +148,9 @@ fn plan(wanted: Wanted, folder: &Folder, options: &Options) -> Result<Planned, L
     }
     volumes::check(&wanted)?;
     let nodes: Vec<String> = cluster.nodes().into_iter().map(|node| node.name).collect();
+    if let Some(unknown) = options.new_disks.iter().find(|name| !nodes.contains(name)) {
+        return Err(LocalError::NoSuchNode { name: unknown.clone(), nodes: nodes.join(", ") });
+    }
     let before = installed.as_ref().map(|installed| &installed.ports);
     let ports = Ports::assign(options.base_port, before, options.host, &nodes)?;
     ports.check_free(options.host)?;
@@ -150,8 +158,16 @@ fn plan(wanted: Wanted, folder: &Folder, options: &Options) -> Result<Planned, L
     if installed.as_ref() != Some(&now) {
         folder.install(&now)?;
     }
-    folder.prepare(&nodes)?;
-    Ok(Planned { resource: wanted.cluster, cluster, volumes: wanted.volumes, host: options.host, ports })
+    folder.prepare()?;
+    let new_disks = options.new_disks.clone();
+    Ok(Planned {
+        resource: wanted.cluster,
+        cluster,
+        volumes: wanted.volumes,
+        host: options.host,
+        ports,
+        new_disks,
+    })
 }
 
 /// Brings the cluster up, says so, and stays.

@@ -9,7 +9,7 @@ use std::{
 
 use cairn_client::{
     Client, ClientConfig, CreateVolume, Credentials, ErrorCode, IntendedNode, Limits, NodeState, Pem,
-    StatusResponse, VolumeState,
+    Readable, StatusResponse, VolumeState,
 };
 use cairn_crds::StorageCluster;
 use cairn_planner::{
@@ -169,6 +169,11 @@ fn read(status: &StatusResponse) -> NodesReport {
             degraded: whole(status.degraded),
             unavailable: whole(status.unavailable),
         },
+        readable: match status.readable() {
+            Readable::All => cairn_planner::Readable::All,
+            Readable::NotAll => cairn_planner::Readable::Without(whole(status.missing)),
+            Readable::BeingChecked | Readable::Unspecified => cairn_planner::Readable::BeingChecked,
+        },
         lost_files: status.lost_files,
         lost: status.lost.clone(),
         metadata_restored: status.metadata_restored,
@@ -253,6 +258,12 @@ mod tests {
         let status =
             StatusResponse { nodes, placement_groups: 4, settled: 3, degraded: 1, ..Default::default() };
         let report = read(&status);
+        assert_eq!(report.readable, cairn_planner::Readable::BeingChecked, "the nodes did not say");
+        let with = |readable: Readable| {
+            read(&StatusResponse { readable: readable.into(), missing: 2, ..status.clone() }).readable
+        };
+        assert_eq!(with(Readable::All), cairn_planner::Readable::All);
+        assert_eq!(with(Readable::NotAll), cairn_planner::Readable::Without(2));
         assert_eq!(report.live.into_iter().collect::<Vec<_>>(), ["a"]);
         assert_eq!((report.capacity_bytes, report.used_bytes, report.placement_groups.degraded), (20, 6, 1));
     }

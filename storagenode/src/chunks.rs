@@ -233,6 +233,8 @@ pub struct Usage {
     pub writable_bytes: u64,
     pub chunks: u64,
     pub tombstones: u64,
+    /// Chunks of which only a part can be read; not among `chunks`.
+    pub damaged_chunks: u64,
     pub segments: u64,
 }
 

@@ -6,4 +6,4 @@ pub mod recover;
 pub mod register;
 pub mod view;
 
-pub use view::{ClusterState, NodeInfo, View};
+pub use view::{ClusterState, NodeInfo, Readable, View};

@@ -71,6 +71,7 @@ pub struct Metrics {
     pub store_capacity_bytes: Gauge,
     pub store_used_bytes: Gauge,
     pub chunks: Gauge,
+    pub chunks_damaged: Gauge,
     pub tombstones: Gauge,
     /// Copies of chunks fetched from other nodes because this one lacked them.
     pub repair_copies: Counter,
@@ -107,6 +108,7 @@ impl Default for Metrics {
             store_capacity_bytes: Gauge::default(),
             store_used_bytes: Gauge::default(),
             chunks: Gauge::default(),
+            chunks_damaged: Gauge::default(),
             tombstones: Gauge::default(),
             repair_copies: Counter::default(),
             corrupt_copies: Counter::default(),
@@ -155,6 +157,7 @@ impl Metrics {
         }
         let gauges = [
             ("chunks", "Chunks held", &self.chunks),
+            ("chunks_damaged", "Chunks of which only a part can be read", &self.chunks_damaged),
             ("tombstones", "Deletions of chunks remembered", &self.tombstones),
             ("placement_groups", "Placement groups this node is a member of", &self.placement_groups),
             ("placement_groups_settled", "Of those, found complete", &self.placement_groups_settled),

@@ -154,12 +154,13 @@ impl Node {
             peers,
             view: view.clone(),
         };
-        let repair = Repair::new(writer.clone(), RepairOptions { interval: options.timings.repair });
+        let repair = RepairOptions { interval: options.timings.repair };
+        let repair = Repair::new(writer.clone(), reader.clone(), repair);
         let gateway = Gateway::new(
             env.clone(),
             meta.clone(),
             view.clone(),
-            (writer.clone(), reader),
+            (writer.clone(), reader.clone()),
             options.kek.clone(),
             &options.name,
             options.budgets.gateway_bytes,
@@ -192,12 +193,12 @@ impl Node {
             stop_lease: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
-        node.start_tasks(writer);
+        node.start_tasks(writer, reader);
         node.start_sampling();
         Ok(node)
     }
 
-    fn start_tasks(&self, writer: Writer) {
+    fn start_tasks(&self, writer: Writer, reader: Reader) {
         let (env, meta) = (self.env.clone(), self.meta.clone());
         let name = self.options.name.clone();
         let stop = self.stop.clone();
@@ -214,6 +215,7 @@ impl Node {
             truth: Truth {
                 meta: self.meta.clone(),
                 writer: writer.clone(),
+                reader,
                 interval: self.options.timings.truth,
             },
             collector: Collector::new(self.meta.clone(), writer, self.options.timings.collect_after_ticks),

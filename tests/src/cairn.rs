@@ -11,6 +11,7 @@ use std::{
 use cairn_client::{Client, ClientConfig, NodeState, Pem, StatusResponse};
 use cairn_node::{
     env::real::{RealClock, RealRandom},
+    meta::{SharedMeta, keys},
     secrets::{self, SecretFiles},
 };
 
@@ -23,6 +24,9 @@ use crate::{
 
 /// How long anything here may take to come about.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// Of each node: more than any test stores, and large enough for segments of the usual size.
+const CAPACITY: &str = "4Gi";
 
 /// What a cluster is made of.
 #[derive(Debug, Clone)]
@@ -169,6 +173,8 @@ impl CairnCluster {
             .env("KEK_FILE", path(&self.secrets.kek))
             .env("CLIENT_TOKENS_FILE", path(&self.secrets.tokens))
             .env("EXPECTED_NODES", self.members.len().to_string())
+            // The reserve (R16) is a part of it, not of the machine's disk, which may be nearly full.
+            .env("CAPACITY", CAPACITY)
             // Tests wait for leases to run out: shorter ones make them shorter.
             .env("LEASE_SECONDS", "3")
             .env("REPAIR_SECONDS", "1")
@@ -213,16 +219,14 @@ impl CairnCluster {
     /// If that takes too long.
     pub async fn wait(&self, what: &str, wanted: impl Fn(&StatusResponse) -> bool) -> StatusResponse {
         let client = self.client();
-        let begun = Instant::now();
-        let mut last = None;
-        while begun.elapsed() < LIMIT {
-            match client.status().await {
-                Ok(status) if wanted(&status) => return status,
-                other => last = Some(other),
+        until(what, async || {
+            let status = client.status().await;
+            match status {
+                Ok(status) if wanted(&status) => Ok(status),
+                other => Err(other),
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        panic!("{what}: not within {LIMIT:?}; last: {last:?}");
+        })
+        .await
     }
 
     /// Waits until every placement group is settled.
@@ -231,6 +235,41 @@ impl CairnCluster {
             status.placement_groups > 0 && status.settled == status.placement_groups
         })
         .await
+    }
+}
+
+/// Waits until the coordinator has counted so many ticks more, and so looked at the queue of deletions as often.
+///
+/// # Panics
+/// If the ticks stand still.
+pub async fn wait_ticks(meta: &SharedMeta, more: u64) {
+    let tick = async || {
+        let entry = meta.get(&keys::tick_key()).await.expect("the store answers");
+        keys::number(&entry.expect("ticks are counted")).expect("a number")
+    };
+    let end = tick().await + more;
+    until("the ticks go on", async || match tick().await {
+        now if now >= end => Ok(()),
+        now => Err(now),
+    })
+    .await
+}
+
+/// Looks again and again, until there is what is wanted.
+///
+/// # Panics
+/// If that takes too long; says what was there instead.
+pub async fn until<T, Other: std::fmt::Debug>(
+    what: &str,
+    mut look: impl AsyncFnMut() -> Result<T, Other>,
+) -> T {
+    let begun = Instant::now();
+    loop {
+        match look().await {
+            Ok(found) => return found,
+            Err(last) if begun.elapsed() > LIMIT => panic!("{what}: not within {LIMIT:?}; last: {last:?}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
     }
 }
 

@@ -25,7 +25,7 @@ use thiserror::Error;
 use crate::pki::{Authority, Identity, loopback_names};
 use crate::ports;
 use crate::process::{Process, Spec, poll};
-use crate::scratch::Scratch;
+use crate::scratch::{Scratch, copy_folder};
 use crate::tools::Tools;
 
 /// How long members may take until they have a leader and answer. Two cores may be busy with other tests.
@@ -273,19 +273,6 @@ impl Drop for EtcdCluster {
             }
         }
     }
-}
-
-fn copy_folder(from: &Path, to: &Path) -> std::io::Result<()> {
-    for entry in walkdir::WalkDir::new(from) {
-        let entry = entry?;
-        let below = entry.path().strip_prefix(from).expect("the walk stays below its root");
-        if entry.file_type().is_dir() {
-            std::fs::create_dir_all(to.join(below))?;
-        } else {
-            std::fs::copy(entry.path(), to.join(below))?;
-        }
-    }
-    Ok(())
 }
 
 /// The folder below `target/` for what must lie on a real disk.

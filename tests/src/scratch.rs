@@ -56,6 +56,20 @@ impl Scratch {
     }
 }
 
+/// Copies a folder with all that is in it; what is there already is overwritten.
+pub fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
+    for entry in walkdir::WalkDir::new(from) {
+        let entry = entry?;
+        let below = entry.path().strip_prefix(from).expect("the walk stays below its root");
+        if entry.file_type().is_dir() {
+            fs::create_dir_all(to.join(below))?;
+        } else {
+            fs::copy(entry.path(), to.join(below))?;
+        }
+    }
+    Ok(())
+}
+
 /// Folders whose processes have ended, now locked by us.
 fn abandoned(parent: &Path) -> io::Result<Vec<(PathBuf, File)>> {
     let mut found = Vec::new();

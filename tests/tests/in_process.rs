@@ -15,13 +15,14 @@ use cairn_node::{
         Env, Listener, Protocol,
         real::{RealClock, RealDisk, RealRandom, RealThreads},
     },
-    meta::{SharedMeta, embedded::EmbeddedStore},
+    meta::{Op, SharedMeta, Txn, embedded::EmbeddedStore, keys},
     node::{Budgets, NodeOptions, RunningNode, ServeOptions, Timings, serve},
     replication::peers::{PeerError, Peers},
     secrets::{self, SecretFiles},
     tls::{TlsFiles, TlsNetwork, TlsOptions},
 };
 use cairn_placement::{ChunkId, Generation, Incarnation, NodeId, PgId};
+use cairn_proto::v1::{BuriedChunk, InventoryEntry};
 use cairn_tests::etcd::disk_folder;
 use tempfile::TempDir;
 
@@ -83,7 +84,8 @@ impl Site {
             zone: ["a", "b", "c", "a"][index].into(),
             folder: self.folder.path().join(format!("n{index}")),
             advertise,
-            capacity_bytes: None,
+            // Of its own: the reserve (R16) does not depend on how full the machine's disk is.
+            capacity_bytes: Some(4 << 30),
             kek: Arc::new(Kek::parse(&kek).unwrap()),
             expected_nodes: nodes,
             timings: self.timings.clone(),
@@ -93,6 +95,27 @@ impl Site {
         let tokens = self.secrets.tokens.clone();
         let serving = ServeOptions { grpc, http, tokens, limits };
         serve(self.env.clone(), options, self.meta.clone(), serving).await.expect("a node starts")
+    }
+
+    /// As other nodes know it.
+    async fn info(&self, name: &str) -> NodeInfo {
+        let read = async |key: Bytes| self.meta.get(&key).await.unwrap().expect("it is registered");
+        let node: keys::node::NodeRecord = keys::from_json(&read(keys::node::key(name)).await).unwrap();
+        let live: keys::node::LiveRecord = keys::from_json(&read(keys::node::live_key(name)).await).unwrap();
+        NodeInfo {
+            id: NodeId(node.id),
+            name: name.into(),
+            zone: node.zone,
+            incarnation: Incarnation(node.incarnation),
+            capacity_bytes: node.capacity_bytes,
+            registered: 0,
+            address: Some(live.address),
+            version: live.version,
+        }
+    }
+
+    async fn write(&self, op: Op) {
+        self.meta.txn(Txn { then: vec![op], ..Txn::default() }).await.unwrap();
     }
 
     /// Four nodes in three zones, with their map.
@@ -235,6 +258,7 @@ async fn swapped_addresses_are_noticed() {
         client.upload_bytes("files", "a", UploadOptions::default(), Bytes::from_static(b"abc")).await;
     let error = upload.expect_err("no other disk has it");
     assert_eq!(error.code(), ErrorCode::NotEnoughNodes, "{error}");
+    assert!(error.to_string().contains("1 of 2 nodes"), "this node has it, whoever answered first: {error}");
     // Several passes of repair: both others are there, and agree with nobody.
     tokio::time::sleep(Duration::from_secs(3)).await;
     let status = client.status().await.unwrap();
@@ -257,6 +281,7 @@ async fn requests_for_another_disk_are_refused() {
         zone: "a".into(),
         incarnation: Incarnation([9; 16]),
         capacity_bytes: 0,
+        registered: 0,
         address: Some(address),
         version: String::new(),
     };
@@ -274,4 +299,69 @@ async fn requests_for_another_disk_are_refused() {
         assert!(error.is_unreachable() && error.cause.contains("another disk"), "{call}: {error:?}");
     }
     node.stop(Duration::from_secs(5)).await;
+}
+
+/// R10, at the nodes themselves: whoever asks, and whatever others have deleted.
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_metadata_store_is_in_doubt_no_node_takes_a_tombstone() {
+    const LIMIT: Duration = Duration::from_secs(5);
+    let site = Site::new().await;
+    let start = async |index| {
+        let listeners = site.listen().await;
+        let address = listeners.0.address();
+        site.start(index, 3, listeners, address).await
+    };
+    let mut nodes = vec![start(0).await, start(1).await, start(2).await];
+    let client = site.client(&nodes[..2]);
+    let status = until(&client, |status| status.map_generation > 0).await;
+    let pg_bits = status.placement_groups.ilog2() as u8;
+    let volume = CreateVolume { name: "files".into(), copies: Some(3), chunk_size_bytes: None };
+    client.create_volume(volume).await.expect("a volume");
+
+    // What n2 misses: a chunk, and the deletion of another one of the same group, of which only n0 knows.
+    nodes.remove(2).stop(LIMIT).await;
+    let stored =
+        client.upload_bytes("files", "a", UploadOptions::default(), Bytes::from_static(b"abc")).await;
+    stored.expect("two of three have it");
+    let stat = client.stat_chunks("files", "a").await.unwrap();
+    let pg = PgId(stat.chunks[0].placement_group);
+    let in_group = |n: &u128| ChunkId { generation: Generation(n.to_be_bytes()), index: 0 }.pg(pg_bits) == pg;
+    let mut others = (1u128..).filter(in_group).map(|n| BuriedChunk {
+        generation: n.to_be_bytes().to_vec().into(),
+        index: 0,
+        volume: 1,
+        copies: 3,
+    });
+    let (peers, n0) = (Peers::new(site.env.clone()), site.info("n0").await);
+    peers.bury(&n0, others.by_ref().take(1).collect(), LIMIT).await.expect("nothing is in doubt yet");
+
+    let seen = keys::restored::RestoredRecord { tick: 5, revision: 1, map_generation: 1, epoch: 1 };
+    site.write(Op::put(keys::restored::key("n9"), keys::to_json(&seen))).await;
+    until(&client, |status| status.metadata_restored).await;
+    let refused = peers.bury(&n0, others.by_ref().take(1).collect(), LIMIT).await;
+    let refused = refused.expect_err("the store may be an older copy of itself");
+    assert!(refused.cause.contains("nothing is deleted"), "{refused:?}");
+
+    nodes.push(start(2).await);
+    until(&client, |status| status.nodes.iter().all(|node| !node.address.is_empty())).await;
+    let n2 = site.info("n2").await;
+    let holds = async |what: &str, wanted: &dyn Fn(&InventoryEntry) -> bool| {
+        let mut entries = Vec::new();
+        for _ in 0..300 {
+            entries = peers.inventory(&n2, pg_bits, pg, 100, LIMIT).await.expect("n2 answers");
+            if entries.iter().any(wanted) {
+                return entries;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("no {what} within 30 s: {entries:?}")
+    };
+    // Deletions of a group are taken before its chunks.
+    let entries = holds("chunk", &|entry| !entry.tombstone).await;
+    assert_eq!(entries.len(), 1, "{entries:?}");
+    site.write(Op::put(keys::restored::accepted_key(), "1000")).await;
+    holds("tombstone", &|entry| entry.tombstone).await;
+    for node in nodes {
+        node.stop(LIMIT).await;
+    }
 }

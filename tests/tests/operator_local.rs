@@ -64,8 +64,12 @@ impl Place {
 
     /// Starts the cluster and waits until it is ready.
     fn start(&self, manifests: &[&Path]) -> Running {
+        self.start_with(manifests, &[])
+    }
+
+    fn start_with(&self, manifests: &[&Path], options: &[&str]) -> Running {
         let (ready, log) = (self.path("ready.json"), self.path("log"));
-        let spec = self.spec(manifests).arg("--ready-file").arg(&ready).log(&log);
+        let spec = self.spec(manifests).args(options).arg("--ready-file").arg(&ready).log(&log);
         let process = spec.spawn().unwrap();
         poll(READY_LIMIT, Duration::from_millis(50), || {
             (ready.exists() || process.exited().is_some()).then_some(())
@@ -377,6 +381,55 @@ async fn a_lost_key_is_not_made_anew_and_a_wrong_one_is_named() {
     running.stop();
 }
 
+/// A disk that is not mounted leaves an empty folder. Filled again into it, the node would take the others' space, and what
+/// only that disk has would look lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_empty_folder_is_no_disk_unless_somebody_says_so() {
+    let place = Place::new();
+    let (cluster, volume) = (place.write("cluster.yaml", CLUSTER), place.write("volume.yaml", VOLUME));
+    let manifests = [&*cluster, &*volume];
+    let running = place.start(&manifests);
+    put(&running.client(), "kept", 100_000).await;
+    let (disk, away) = (place.path("data/nodes/desk-main-b-0"), place.path("disk"));
+    let unmount = || {
+        std::fs::rename(&disk, &away).unwrap();
+        std::fs::create_dir(&disk).unwrap();
+    };
+    // While the cluster runs: the node does not start, the others serve.
+    let client = running.client();
+    client.stop_node("desk-main-b-0").await.unwrap();
+    unmount();
+    let said = client.start_node("desk-main-b-0").await.expect_err("its disk is away").to_string();
+    assert!(said.contains("is empty, and this node had a disk there: mount it"), "{said}");
+    assert_eq!(std::fs::read_dir(&disk).unwrap().count(), 0, "nothing was written into it");
+    check(&client, "kept", 100_000).await;
+    running.stop();
+
+    let (code, said) = place.refused(&manifests);
+    assert!(code == 1 && said.contains("mount it") && said.contains("--new-disk desk-main-b-0"), "{said}");
+    assert_eq!(std::fs::read_dir(&disk).unwrap().count(), 0, "nothing was written into it");
+    // Mounted again, it is the same disk.
+    std::fs::remove_dir(&disk).unwrap();
+    std::fs::rename(&away, &disk).unwrap();
+    let running = place.start(&manifests);
+    check(&running.client(), "kept", 100_000).await;
+    running.stop();
+
+    // Replaced on purpose: by saying so, and by removing the folder.
+    unmount();
+    let with = |node: &str| run(place.spec(&manifests).args(["--new-disk", node]), None, STOP_LIMIT).unwrap();
+    let wrong = with("desk-main-z-0");
+    assert!(wrong.stderr.contains("no such node; there are desk-main-a-0"), "{wrong:?}");
+    let running = place.start_with(&manifests, &["--new-disk", "desk-main-b-0"]);
+    wait_settled(&running.client()).await;
+    running.stop();
+    std::fs::remove_dir_all(&disk).unwrap();
+    let running = place.start(&manifests);
+    wait_settled(&running.client()).await;
+    check(&running.client(), "kept", 100_000).await;
+    running.stop();
+}
+
 #[test]
 fn a_bad_key_in_a_new_folder_may_be_deleted() {
     let place = Place::new();
@@ -390,4 +443,32 @@ fn a_bad_key_in_a_new_folder_may_be_deleted() {
     assert!(!said.contains("backup"), "there is nothing to restore: {said}");
     std::fs::remove_file(secrets.join("kek")).unwrap();
     place.start(&[&cluster]).stop();
+}
+
+/// Not by a panic: the reason, the file, and what to do. Nothing of it is changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_metadata_file_is_refused_in_words() {
+    let place = Place::new();
+    let manifests = [&*place.write("cluster.yaml", CLUSTER), &*place.write("volume.yaml", VOLUME)];
+    let running = place.start(&manifests);
+    put(&running.client(), "kept", 100_000).await;
+    running.stop();
+    let path = place.path("data/metadata/meta.redb");
+    let sound = std::fs::read(&path).unwrap();
+    // Only where the file is named, so that all the rest is found in order: what kind of page it is, and what is in it.
+    for place_in_page in [0, 40] {
+        let mut damaged = sound.clone();
+        let pages = damaged.chunks_mut(4096).filter(|page| page.windows(4).any(|name| name == b"kept"));
+        pages.for_each(|page| page[place_in_page] ^= 8);
+        assert_ne!(damaged, sound);
+        std::fs::write(&path, damaged).unwrap();
+        let (code, said) = place.refused(&manifests);
+        let words = ["meta.redb is damaged", "restore the folder from a backup"];
+        assert!(words.iter().all(|word| said.contains(word)) && !said.contains("panicked"), "{said}");
+        assert_eq!(code, 1, "{said}");
+    }
+    std::fs::write(&path, sound).unwrap();
+    let running = place.start(&manifests);
+    check(&running.client(), "kept", 100_000).await;
+    running.stop();
 }

@@ -18,7 +18,7 @@ use cairn_tests::{
     cairn::{CairnCluster, ClusterOptions},
     etcd::EtcdCluster,
     files::content,
-    scratch::Scratch,
+    scratch::{Scratch, copy_folder},
     tools::{Need, require},
 };
 use serde::{Deserialize, Serialize};
@@ -39,22 +39,11 @@ fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/v1")
 }
 
-fn copy(from: &Path, to: &Path) {
-    for entry in walkdir::WalkDir::new(from).into_iter().map(Result::unwrap) {
-        let to = to.join(entry.path().strip_prefix(from).unwrap());
-        if entry.file_type().is_dir() {
-            fs::create_dir_all(to).unwrap();
-        } else {
-            fs::copy(entry.path(), to).unwrap();
-        }
-    }
-}
-
 /// A node alone that takes over a fixture's disk, with this metadata.
 async fn open(fixture: &Path, database_url: String) -> CairnCluster {
     let mut cluster = CairnCluster::prepare(ClusterOptions::new(&["a"], database_url));
     fs::copy(fixture.join("kek"), &cluster.secrets().kek).unwrap();
-    copy(&fixture.join("data"), cluster.data_folder(0));
+    copy_folder(&fixture.join("data"), cluster.data_folder(0)).unwrap();
     cluster.restart(0);
     cluster.wait_settled().await;
     cluster
@@ -104,7 +93,7 @@ async fn make(folder: &Path) {
     cluster.wait("what was deleted is collected", |status| status.collecting == 0).await;
     cluster.wait_settled().await;
     cluster.stop(0);
-    copy(cluster.data_folder(0), &folder.join("data"));
+    copy_folder(cluster.data_folder(0), &folder.join("data")).unwrap();
     fs::copy(&cluster.secrets().kek, folder.join("kek")).unwrap();
     let store = meta::connect(&url.parse().unwrap(), without_network()).await.unwrap();
     let all =
@@ -125,7 +114,7 @@ async fn make(folder: &Path) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_v1_folder_is_opened_for_ever() {
     let scratch = Scratch::new("formats").unwrap();
-    copy(&fixture().join("metadata"), &scratch.path().join("metadata"));
+    copy_folder(&fixture().join("metadata"), &scratch.path().join("metadata")).unwrap();
     let url = format!("embedded://{}/metadata", scratch.path().display());
     let cluster = open(&fixture(), url).await;
     check(&cluster.client()).await;
@@ -162,7 +151,7 @@ async fn todays_programs_write_what_they_read() {
     let scratch = Scratch::new("formats").unwrap();
     make(scratch.path()).await;
     if let Some(keep) = std::env::var_os("CAIRN_FIXTURE") {
-        copy(scratch.path(), Path::new(&keep));
+        copy_folder(scratch.path(), Path::new(&keep)).unwrap();
     }
     let url = format!("embedded://{}/metadata", scratch.path().display());
     let cluster = open(scratch.path(), url).await;

@@ -19,7 +19,7 @@ use futures::{StreamExt, stream};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -80,6 +80,14 @@ async fn connect(cluster: &CairnCluster, node: usize) -> TlsStream<TcpStream> {
     TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
 }
 
+/// What comes until the other side ends the connection, which it must.
+async fn rest_of(mut connection: impl AsyncRead + Unpin) -> String {
+    let mut bytes = Vec::new();
+    let read = tokio::time::timeout(Duration::from_secs(10), connection.read_to_end(&mut bytes)).await;
+    read.expect("the connection ends").unwrap();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_cut_in_the_middle_leaves_the_file_as_it_was() {
     let etcd = etcd!();
@@ -128,10 +136,7 @@ async fn plain_text_to_a_tls_port_is_answered_in_plain_text_and_harms_nobody() {
     for address in [cluster.grpc(0), cluster.https(0).replace("https://", "")] {
         let mut stream = TcpStream::connect(&address).await.unwrap();
         stream.write_all(b"GET /v1/status HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-        let mut answer = Vec::new();
-        let read = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await;
-        read.expect("the connection ends").unwrap();
-        let answer = String::from_utf8_lossy(&answer);
+        let answer = rest_of(stream).await;
         assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("TLS"), "{address}: {answer:?}");
     }
     put(&cluster.client_of(&[0]), "after", content(1, 10_000)).await;
@@ -151,13 +156,36 @@ async fn what_is_not_http_is_answered_with_a_bare_400() {
     ] {
         let mut connection = connect(&cluster, 0).await;
         connection.write_all(request).await.unwrap();
+        let answer = rest_of(connection).await;
+        assert!(answer.starts_with("HTTP/1.1 400") && answer.ends_with("\r\n\r\n"), "{answer:?}");
+    }
+    put(&cluster.client_of(&[0]), "after", content(1, 10_000)).await;
+}
+
+/// A proxy that goes by the other length would take the end of the one request for the beginning of the next.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_with_two_lengths_smuggles_no_other_in() {
+    let etcd = etcd!();
+    let cluster = cluster(&etcd, "/t").await;
+    let bearer = format!("host: x\r\nauthorization: Bearer {}", cluster.token());
+    let hidden = format!("DELETE /v1/volumes/{VOLUME}/files/kept HTTP/1.1\r\n{bearer}\r\n\r\n");
+    put(&cluster.client_of(&[0]), "kept", content(1, 10_000)).await;
+    let length = format!("content-length: {}", 5 + hidden.len());
+    let chunked = "transfer-encoding: chunked".to_owned();
+    for lengths in [[length.clone(), chunked.clone()], [chunked, length]] {
+        let lengths = lengths.join("\r\n");
+        let head = format!("PUT /v1/volumes/{VOLUME}/files/new HTTP/1.1\r\n{bearer}\r\n{lengths}\r\n\r\n");
+        let mut connection = connect(&cluster, 0).await;
+        connection.write_all(format!("{head}0\r\n\r\n{hidden}").as_bytes()).await.unwrap();
         let mut answer = Vec::new();
         let read = tokio::time::timeout(Duration::from_secs(10), connection.read_to_end(&mut answer)).await;
         read.expect("the connection ends").unwrap();
         let answer = String::from_utf8_lossy(&answer);
-        assert!(answer.starts_with("HTTP/1.1 400") && answer.ends_with("\r\n\r\n"), "{answer:?}");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{lengths}: {answer}");
+        assert!(answer.starts_with("HTTP/1.1 2"), "the first request is one: {answer}");
+        assert!(answer.to_ascii_lowercase().contains("connection: close"), "{answer}");
+        must_read(&cluster.client_of(&[1]), "kept", &content(1, 10_000)).await;
     }
-    put(&cluster.client_of(&[0]), "after", content(1, 10_000)).await;
 }
 
 /// Starts a node that must refuse; the end of what it says.

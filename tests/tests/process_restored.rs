@@ -6,10 +6,10 @@ use std::time::Duration;
 use cairn_client::{Condition, ErrorCode};
 use cairn_node::{
     env::real::without_network,
-    meta::{self, SharedMeta, keys},
+    meta::{self, keys},
 };
 use cairn_tests::{
-    cairn::{CairnCluster, ClusterOptions},
+    cairn::{CairnCluster, ClusterOptions, until, wait_ticks},
     etcd::EtcdCluster,
     files::{content, get, make_volume, must_read, put},
     process::{Output, run},
@@ -17,23 +17,6 @@ use cairn_tests::{
 };
 
 const ZONES: [&str; 3] = ["a", "b", "c"];
-
-async fn tick(meta: &SharedMeta) -> u64 {
-    let entry = meta.get(&keys::tick_key()).await.expect("etcd answers").expect("ticks are counted");
-    keys::number(&entry).expect("a number")
-}
-
-/// Waits until the coordinator has counted so many ticks more, and so looked at the queue of deletions as often.
-async fn ticks(meta: &SharedMeta, more: u64) {
-    let end = tick(meta).await + more;
-    for _ in 0..600 {
-        if tick(meta).await >= end {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    panic!("the ticks stand still");
-}
 
 fn recover(cluster: &CairnCluster, arguments: &[&str]) -> Output {
     let arguments = std::iter::once("recover").chain(arguments.iter().copied());
@@ -62,7 +45,7 @@ async fn after_a_restored_backup_nothing_is_deleted_until_it_is_accepted() {
     put(&client, "new", content(3, 300_000)).await;
     client.delete("files", "deleted later", Condition::Always).await.unwrap();
     cluster.wait("what was deleted is collected", |status| status.collecting == 0).await;
-    ticks(&store, 2).await;
+    wait_ticks(&store, 2).await;
 
     // While the nodes run, and again after all of them were started anew.
     etcd.restore("backup").expect("etcd starts again");
@@ -76,7 +59,7 @@ async fn after_a_restored_backup_nothing_is_deleted_until_it_is_accepted() {
     must_read(&client, "old", &content(1, 300_000)).await;
     put(&client, "meanwhile", content(4, 300_000)).await;
     client.delete("files", "meanwhile", Condition::Always).await.unwrap();
-    ticks(&store, 6).await;
+    wait_ticks(&store, 6).await;
     let status = client.status().await.unwrap();
     assert!(status.metadata_restored && status.collecting == 1, "{status:?}");
 
@@ -89,12 +72,11 @@ async fn after_a_restored_backup_nothing_is_deleted_until_it_is_accepted() {
     cluster
         .wait("every node is back", |status| status.nodes.iter().all(|node| !node.address.is_empty()))
         .await;
-    let done = loop {
+    let done = until("every node has said how far it had seen", async || {
         let done = recover(&cluster, &[]);
-        if done.success || !done.stderr.contains("have not said") {
-            break done;
-        }
-    };
+        if done.success || !done.stderr.contains("have not said") { Ok(done) } else { Err(done) }
+    })
+    .await;
     assert!(done.success, "{}", done.stderr);
 
     // What was deleted before the restoration has a name again, and no content; what was stored after the backup is gone.

@@ -1,11 +1,15 @@
 //! Whether "settled" is true: three `cairn-node` processes with a real etcd, whose disks lose what the metadata names.
 
+use std::time::Duration;
+
 use bytes::Bytes;
-use cairn_client::{Condition, CreateVolume, StatusResponse, UploadOptions};
+use cairn_client::{Condition, CreateVolume, NodeState, Readable, StatusResponse, UploadOptions};
 use cairn_tests::{
     cairn::{CairnCluster, ClusterOptions},
     etcd::EtcdCluster,
     files::{content, make_volume, must_read, put},
+    process::{Output, Spec, run},
+    programs,
     tools::{Need, require},
 };
 
@@ -76,7 +80,10 @@ async fn nothing_counts_as_settled_while_the_metadata_names_what_no_disk_has() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_only_an_absent_node_has_is_not_called_lost() {
     let etcd = etcd!();
-    let mut cluster = cluster(&etcd).await;
+    // Compared only when something changes: so nothing but the node's going ends what was said before.
+    let options = ClusterOptions::new(&ZONES, etcd.database_url("/t")).with("COMPARE_SECONDS", "3600");
+    let mut cluster = CairnCluster::start(options).await;
+    make_volume(&cluster.client(), 3).await;
     let volume = CreateVolume { name: "single".into(), copies: Some(1), chunk_size_bytes: None };
     cluster.client().create_volume(volume).await.unwrap();
     for number in 0..20u64 {
@@ -84,17 +91,84 @@ async fn what_only_an_absent_node_has_is_not_called_lost() {
         let path = format!("f{number}");
         cluster.client().upload_bytes("single", &path, UploadOptions::default(), bytes).await.unwrap();
     }
-    cluster.wait_settled().await;
+    assert_eq!(cluster.wait_settled().await.readable(), Readable::All);
     cluster.kill(1);
+    let live = |status: &StatusResponse| status.nodes.iter().all(|node| node.state() == NodeState::NodeLive);
     let status = cluster
-        .wait("a pass without the node", |status| {
+        .wait("it is known that some cannot be read", |status| {
             assert_eq!(status.lost_files, 0, "{status:?}");
-            status.compared && status.degraded > 0
+            assert!(live(status) || status.readable() != Readable::All, "a claim not checked: {status:?}");
+            !live(status) && status.readable() == Readable::NotAll
         })
         .await;
-    assert!(!is_settled(&status));
+    assert!(!is_settled(&status) && status.missing > 0 && status.compared, "{status:?}");
+    let said = cairn(&cluster, &["status"]);
+    assert!(said.stdout.contains("some files cannot be read now"), "{said:?}");
     cluster.restart(1);
-    assert_eq!(cluster.wait_settled().await.lost_files, 0);
+    let status = cluster.wait_settled().await;
+    assert_eq!((status.lost_files, status.missing, status.readable()), (0, 0, Readable::All));
+    assert!(cairn(&cluster, &["status"]).stdout.contains("settled: everything has all its copies"));
+
+    // With three copies of everything, everything can be read without that node.
+    cluster.client().delete_volume("single", true).await.unwrap();
+    put(&cluster.client(), "three", content(1, 100_000)).await;
+    cluster.wait("the volume is gone", |status| status.collecting == 0 && is_settled(status)).await;
+    cluster.kill(1);
+    let status = cluster
+        .wait("it is known that everything can be read", |status| {
+            !live(status) && status.readable() == Readable::All
+        })
+        .await;
+    assert!(!is_settled(&status) && status.missing == 0, "{status:?}");
+    assert!(cairn(&cluster, &["status"]).stdout.contains("everything can be read"));
+}
+
+/// The disks stay the same ones, and have less on them when their nodes start again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_same_disks_have_lost_between_two_starts_is_never_claimed() {
+    let etcd = etcd!();
+    let mut cluster = cluster(&etcd).await;
+    put(&cluster.client(), "docs/one", content(1, 1 << 20)).await;
+    assert_eq!(cluster.wait_settled().await.readable(), Readable::All);
+    for node in 0..3 {
+        cluster.kill(node);
+        std::fs::remove_dir_all(cluster.data_folder(node).join("segments")).unwrap();
+    }
+    (0..3).for_each(|node| cluster.restart(node));
+    // What was known before the nodes started is void, even though the disks are the ones that were compared.
+    let status = cluster
+        .wait("the loss is known", |status| {
+            assert_ne!(status.readable(), Readable::All, "claimed without a byte: {status:?}");
+            assert!(!is_settled(status), "settled without a byte: {status:?}");
+            status.lost_files > 0
+        })
+        .await;
+    assert_eq!(
+        (status.lost.as_slice(), status.readable()),
+        (&["files/docs/one".to_owned()][..], Readable::NotAll)
+    );
+    // Waiting for what cannot come is no use.
+    let begun = std::time::Instant::now();
+    let said = cairn(&cluster, &["status", "--wait-settled"]);
+    assert_eq!(said.code, Some(6), "{said:?}");
+    assert!(
+        said.stderr.contains("files/docs/one") && said.stderr.contains("upload these files again"),
+        "{said:?}"
+    );
+    assert!(begun.elapsed().as_secs() < 60, "it waited: {said:?}");
+}
+
+/// `cairn`, as people run it.
+fn cairn(cluster: &CairnCluster, arguments: &[&str]) -> Output {
+    let endpoints: Vec<String> = (0..3).map(|node| format!("https://{}", cluster.grpc(node))).collect();
+    let secrets = cluster.secrets();
+    let spec = Spec::new("cairn", programs::built("cairn"))
+        .args(arguments)
+        .clear_env()
+        .env("HOME", cluster.folder());
+    let spec =
+        spec.args(["--endpoint", &endpoints.join(",")]).arg("--ca-file").arg(&secrets.authority_certificate);
+    run(spec.arg("--token-file").arg(&secrets.client_token), None, Duration::from_secs(120)).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use cairn_client::names::{check_path, is_volume_name};
+use cairn_client::names::{PathProblem, check_path, is_volume_name};
 
 /// What an argument names: a volume, a file in it, or everything below a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,10 +29,25 @@ impl FromStr for Address {
         let is_folder = path.is_empty() || path.ends_with('/');
         let path = path.strip_suffix('/').unwrap_or(path);
         if !path.is_empty() {
-            check_path(path).map_err(|problem| problem.to_string())?;
+            check_path(path).map_err(|problem| refusal(volume, path, problem))?;
         }
         Ok(Self { volume: volume.to_owned(), path: path.to_owned(), is_folder })
     }
+}
+
+/// Why a path after a volume cannot be. People who write too many slashes are shown what they mean.
+fn refusal(volume: &str, path: &str, problem: PathProblem) -> String {
+    if !matches!(problem, PathProblem::Absolute | PathProblem::EmptyPart) {
+        return problem.to_string();
+    }
+    let shown = |text: &str| -> String { text.chars().take(200).collect() };
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    format!(
+        "what follows the volume {volume:?} is the file's name {:?}, which has an empty part: no name begins with \"/\" or has \
+         \"//\" in it; write {:?}",
+        shown(path),
+        format!("{volume}/{}", shown(&parts.join("/")))
+    )
 }
 
 impl fmt::Display for Address {
@@ -86,6 +101,21 @@ mod tests {
         {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn too_many_slashes_are_told_where_and_what_to_write() {
+        let refused = |text: &str| text.parse::<Address>().unwrap_err();
+        for (text, name, meant) in [
+            ("files//x", "/x", "files/x"),
+            ("files/a//b", "a//b", "files/a/b"),
+            ("files/a//", "a/", "files/a"),
+        ] {
+            let said = refused(text);
+            assert!(said.contains(&format!("the file's name {name:?}")), "{said}");
+            assert!(said.contains("empty part") && said.ends_with(&format!("write {meant:?}")), "{said}");
+        }
+        assert!(refused("files/../x").contains("\"..\""));
     }
 
     proptest! {

@@ -19,6 +19,9 @@ Exit codes:
   6  unavailable: try again later
   7  some files of several failed; the others are done
 
+Errors go to standard error: what happened, and what to do about it; with --output json as JSON, like
+everything else, also mistakes in the command line.
+
 Environment:
   CAIRN_CONTEXT, CAIRN_ENDPOINT, CAIRN_CA_FILE, CAIRN_TOKEN, CAIRN_TOKEN_FILE and CAIRN_SERVER_NAME
   say which cluster is meant, in place of a context or of parts of it. CAIRN_CONFIG is the file of

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use cairn_client::{Client, NodeState, StatusResponse};
+use cairn_client::{Client, NodeState, Readable, StatusResponse};
 use indicatif::ProgressBar;
 use serde::Serialize;
 
@@ -27,6 +27,10 @@ struct Document {
     collecting: u64,
     /// What the metadata names has been compared with what the present disks hold.
     compared: bool,
+    /// Whether every file can be read now: `all`, `not_all`, or `being_checked`.
+    readable: &'static str,
+    /// Placement groups with content that files name and no live node holds.
+    missing: u32,
     /// The metadata store is an older copy of what it was.
     metadata_restored: bool,
     lost_files: u64,
@@ -72,7 +76,8 @@ pub async fn run(
     Ok(Exit::Ok)
 }
 
-/// Asks again and again until everything is settled. A node that does not answer meanwhile is no reason to give up.
+/// Asks again and again until everything is settled, or cannot be any more. A node that does not answer meanwhile is no
+/// reason to give up.
 async fn wait(client: &Client, limit: Duration, output: &Output) -> Result<StatusResponse, Failure> {
     let bar = output.shows_progress().then(ProgressBar::new_spinner);
     let deadline = Instant::now() + limit;
@@ -85,9 +90,13 @@ async fn wait(client: &Client, limit: Duration, output: &Output) -> Result<Statu
                 }
                 return Ok(found);
             }
+            Ok(found) if is_lost_for_good(&found) => {
+                let cause = format!("it cannot settle: {}", in_one_line(&health(&found)));
+                return Err(Failure::unavailable(cause, unsettled_help(true)));
+            }
             Ok(found) => {
                 lost = found.lost_files > 0;
-                if lost { health(&found) } else { summary(&found) }
+                if lost { in_one_line(&health(&found)) } else { summary(&found) }
             }
             Err(error) if error.is_transient() => error.to_string(),
             Err(error) => return Err(error.into()),
@@ -106,6 +115,14 @@ async fn wait(client: &Client, limit: Duration, output: &Output) -> Result<Statu
     }
 }
 
+/// A text with a line for each name, for an error's one line.
+fn in_one_line(text: &str) -> String {
+    let mut lines = text.lines().map(str::trim);
+    let first = lines.next().unwrap_or_default();
+    let names: Vec<&str> = lines.collect();
+    if names.is_empty() { first.to_owned() } else { format!("{first} {}", names.join(", ")) }
+}
+
 /// What to do about a cluster that does not settle. With lost files it never will, so waiting longer is no advice.
 fn unsettled_help(lost: bool) -> &'static str {
     match lost {
@@ -120,6 +137,13 @@ fn is_settled(status: &StatusResponse) -> bool {
         && status.settled == status.placement_groups
         && status.degraded == 0
         && status.unavailable == 0
+}
+
+/// Files are lost, and no node is away that could bring them back. Right after a change nothing is certain.
+fn is_lost_for_good(status: &StatusResponse) -> bool {
+    status.lost_files > 0
+        && status.readable() == Readable::NotAll
+        && status.nodes.iter().all(|node| node.state() == NodeState::NodeLive)
 }
 
 fn summary(status: &StatusResponse) -> String {
@@ -170,7 +194,8 @@ fn describe(status: &StatusResponse) -> String {
     text
 }
 
-/// One line on whether everything is there, with the names of what is lost.
+/// One line on whether everything is there, with the names of what is lost. It claims only what was compared with the nodes
+/// that are live now.
 fn health(status: &StatusResponse) -> String {
     if status.lost_files > 0 {
         let mut text = format!(
@@ -184,15 +209,27 @@ fn health(status: &StatusResponse) -> String {
         }
         return text;
     }
-    let text = match (is_settled(status), status.unavailable, status.compared) {
-        (true, ..) => "settled: everything has all its copies",
-        (false, 0, true) => "everything can be read; copies are missing or not yet compared",
-        (false, 0, false) => {
-            "not yet known whether everything is there: the disks are being compared with the metadata"
+    if is_settled(status) {
+        return "settled: everything has all its copies".to_owned();
+    }
+    match status.readable() {
+        Readable::All => "everything can be read; copies are missing or not yet compared".to_owned(),
+        Readable::NotAll => {
+            let down = status.nodes.iter().any(|node| node.state() == NodeState::NodeDown);
+            let help =
+                if down { "start the nodes that are down" } else { "a node does not answer the others" };
+            let groups = count(status.missing.into(), "placement group");
+            format!("some files cannot be read now: content in {groups} is on no node that answers; {help}")
         }
-        (false, ..) => "some files cannot be read now",
-    };
-    text.to_owned()
+        Readable::BeingChecked | Readable::Unspecified if status.unavailable > 0 => format!(
+            "files in {} without a live node cannot be read now; the others are being checked",
+            count(status.unavailable.into(), "placement group")
+        ),
+        Readable::BeingChecked | Readable::Unspecified => {
+            "whether everything can be read is being checked: the disks are compared with the metadata"
+                .to_owned()
+        }
+    }
 }
 
 fn document(status: &StatusResponse) -> Document {
@@ -225,6 +262,12 @@ fn document(status: &StatusResponse) -> Document {
         intent_generation: status.intent_generation,
         collecting: status.collecting,
         compared: status.compared,
+        readable: match status.readable() {
+            Readable::All => "all",
+            Readable::NotAll => "not_all",
+            Readable::BeingChecked | Readable::Unspecified => "being_checked",
+        },
+        missing: status.missing,
         metadata_restored: status.metadata_restored,
         lost_files: status.lost_files,
         lost: status.lost.clone(),
@@ -283,6 +326,7 @@ mod tests {
             degraded,
             unavailable,
             compared: true,
+            readable: Readable::All.into(),
             nodes: vec![node("n1", NodeState::NodeLive), node("n2", NodeState::NodeDown)],
             ..StatusResponse::default()
         }
@@ -297,6 +341,35 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_claimed_that_was_not_compared() {
+        let with = |readable: Readable, unavailable: u32| {
+            health(&StatusResponse { readable: readable.into(), missing: 3, ..status(0, 128, unavailable) })
+        };
+        assert!(with(Readable::All, 0).starts_with("everything can be read"));
+        let missing = with(Readable::NotAll, 0);
+        assert!(missing.starts_with("some files cannot be read now"), "{missing}");
+        assert!(missing.contains("3 placement groups") && missing.contains("start the nodes"), "{missing}");
+        for unknown in [Readable::BeingChecked, Readable::Unspecified] {
+            assert!(with(unknown, 0).contains("is being checked"));
+            assert!(with(unknown, 2).contains("2 placement groups without a live node cannot be read"));
+        }
+    }
+
+    #[test]
+    fn waiting_ends_when_no_node_could_bring_back_what_is_lost() {
+        let lost = StatusResponse { lost_files: 1, readable: Readable::NotAll.into(), ..status(127, 1, 0) };
+        let live = |mut lost: StatusResponse| {
+            lost.nodes.iter_mut().for_each(|node| node.state = NodeState::NodeLive.into());
+            lost
+        };
+        assert!(is_lost_for_good(&live(lost.clone())));
+        assert!(!is_lost_for_good(&lost), "the node that is down may come back");
+        let unsure = StatusResponse { readable: Readable::BeingChecked.into(), ..live(lost.clone()) };
+        assert!(!is_lost_for_good(&unsure), "a node has just started");
+        assert!(!is_lost_for_good(&StatusResponse { lost_files: 0, ..live(lost) }));
+    }
+
+    #[test]
     fn the_text_says_how_it_is() {
         let text = describe(&status(100, 28, 0));
         assert!(text.starts_with(
@@ -304,9 +377,6 @@ mod tests {
         ));
         assert!(text.contains("n2") && text.contains("down"));
         assert!(describe(&status(128, 0, 0)).contains("everything has all its copies"));
-        assert!(describe(&status(0, 1, 2)).contains("cannot be read"));
-        let fresh = StatusResponse { compared: false, ..status(0, 128, 0) };
-        assert!(describe(&fresh).contains("not yet known whether everything is there"));
         let lost = vec!["docs/a\u{1b}[2J".to_owned()];
         let lost = StatusResponse { lost_files: 2, lost, ..status(127, 1, 0) };
         let text = describe(&lost);
@@ -314,6 +384,8 @@ mod tests {
             text.contains("DATA LOST: 2 files") && text.contains("docs/a") && text.contains("and 1 more")
         );
         assert!(!text.contains('\u{1b}'));
+        let line = in_one_line(&health(&lost));
+        assert!(line.ends_with("remove them: docs/a\\u{1b}[2J, and 1 more"), "{line}");
         assert!(
             unsettled_help(true).contains("upload these files again")
                 && unsettled_help(false).contains("--timeout")

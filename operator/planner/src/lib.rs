@@ -34,7 +34,7 @@ pub mod validate;
 pub mod volume;
 
 pub use object::Object;
-pub use observed::{NodesReport, Observed, PlacementGroups, SecretFact};
+pub use observed::{NodesReport, Observed, PlacementGroups, Readable, SecretFact};
 pub use plan::{Action, Plan, SecretKind, SecretRequest, Step, Why};
 pub use reconcile::{Intent, LocalCluster, Outcome, local, reconcile};
 pub use record::Record;

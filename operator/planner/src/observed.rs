@@ -78,6 +78,7 @@ pub struct NodesReport {
     pub capacity_bytes: i64,
     pub used_bytes: i64,
     pub placement_groups: PlacementGroups,
+    pub readable: Readable,
     /// Files with content that no disk has any more.
     pub lost_files: u64,
     /// The first of them, as volume/path.
@@ -86,6 +87,17 @@ pub struct NodesReport {
     pub metadata_restored: bool,
     /// `None`: the metadata store answers. Otherwise, what it (or the node) said.
     pub metadata_problem: Option<String>,
+}
+
+/// Whether every file can be read from the nodes that are live.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Readable {
+    /// A node has started or gone, and what is there is being compared with the metadata.
+    #[default]
+    BeingChecked,
+    All,
+    /// In so many placement groups, content that files name is on no live node.
+    Without(i32),
 }
 
 /// Placement groups by state; the three states add up to `total`.

@@ -13,7 +13,7 @@ use cairn_crds::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
-use crate::observed::NodesReport;
+use crate::observed::{NodesReport, Readable};
 use crate::validate::PlannedNode;
 
 /// Longest message of a condition, in characters.
@@ -191,9 +191,14 @@ fn data(situation: &Situation) -> [Found; 3] {
         let unknown = |kind| (kind, "Unknown", unknown());
         return [unknown("Available"), unknown("DataProtected"), unknown("MetadataHealthy")];
     };
+    [availability(report), protection(report), metadata_health(report)]
+}
+
+/// Never claims that everything can be read unless the nodes that are live now were compared with the metadata.
+fn availability(report: &NodesReport) -> Found {
     let groups = report.placement_groups;
     let live = report.live.len();
-    let available = if groups.total == 0 {
+    if groups.total == 0 {
         ("Available", "False", Finding::new("NoMapYet", "the first cluster map is not published yet"))
     } else if report.metadata_problem.is_some() {
         let message =
@@ -205,10 +210,27 @@ fn data(situation: &Situation) -> [Found; 3] {
             groups.unavailable, groups.total
         );
         ("Available", "False", Finding::new("DataUnavailable", message))
+    } else if let Readable::Without(missing) = report.readable {
+        let help = match report.lost_files {
+            0 => "start the missing nodes again",
+            _ => "DataProtected names files that are lost",
+        };
+        let message = format!(
+            "in {missing} of {} placement groups, content of files is on no live node: {help}",
+            groups.total
+        );
+        ("Available", "False", Finding::new("DataUnavailable", message))
+    } else if report.readable == Readable::BeingChecked {
+        let message = format!("{live} nodes serve; whether all data can be read is being checked");
+        ("Available", "Unknown", Finding::new("BeingChecked", message))
     } else {
         ("Available", "True", Finding::new("Serving", format!("{live} nodes serve all data")))
-    };
-    let protected = if report.lost_files > 0 {
+    }
+}
+
+fn protection(report: &NodesReport) -> Found {
+    let groups = report.placement_groups;
+    if report.lost_files > 0 {
         ("DataProtected", "False", Finding::new("DataLost", lost(report)))
     } else if groups.total > 0 && groups.settled == groups.total {
         ("DataProtected", "True", Finding::new("Settled", "every copy is where it should be"))
@@ -216,8 +238,11 @@ fn data(situation: &Situation) -> [Found; 3] {
         let message = format!("{} of {} placement groups are settled", groups.settled, groups.total);
         let reason = if groups.unavailable > 0 { "DataUnavailable" } else { "CopiesMissing" };
         ("DataProtected", "False", Finding::new(reason, message))
-    };
-    let metadata = match &report.metadata_problem {
+    }
+}
+
+fn metadata_health(report: &NodesReport) -> Found {
+    match &report.metadata_problem {
         None if report.metadata_restored => {
             let message = "the metadata store is an older copy of what it was, so nothing is deleted; restore a newer copy, or \
                            accept this one with `cairn-node recover` in any storage pod";
@@ -225,8 +250,7 @@ fn data(situation: &Situation) -> [Found; 3] {
         }
         None => ("MetadataHealthy", "True", Finding::new("Answers", "the metadata store answers")),
         Some(problem) => ("MetadataHealthy", "False", Finding::new("MetadataUnavailable", problem.clone())),
-    };
-    [available, protected, metadata]
+    }
 }
 
 /// Which files are lost, in a condition's words.
@@ -285,6 +309,7 @@ mod tests {
             generation: Some(3),
             ready: names.clone(),
             report: Some(NodesReport {
+                readable: Readable::All,
                 lost_files: 0,
                 lost: Vec::new(),
                 metadata_restored: false,
@@ -361,6 +386,27 @@ mod tests {
         let status = cluster_status(&situation, &[], at(1));
         assert_eq!(reason(&status, "Available"), "NodesNotReached");
         assert!(!is_true(&status.conditions, "Ready"));
+    }
+
+    #[test]
+    fn available_says_only_what_is_known_of_the_nodes_that_are_live() {
+        let available = |readable: Readable, lost_files: u64| {
+            let mut situation = healthy();
+            let report = situation.report.as_mut().unwrap();
+            (report.readable, report.lost_files) = (readable, lost_files);
+            let status = cluster_status(&situation, &[], at(1));
+            let found = status.conditions.into_iter().find(|c| c.type_ == "Available").unwrap();
+            (found.status, found.reason, found.message)
+        };
+        let (status, reason, message) = available(Readable::BeingChecked, 0);
+        assert_eq!((status.as_str(), reason.as_str()), ("Unknown", "BeingChecked"));
+        assert!(!message.contains("serve all data"), "{message}");
+        let (status, reason, message) = available(Readable::Without(7), 0);
+        assert_eq!((status.as_str(), reason.as_str()), ("False", "DataUnavailable"));
+        assert!(message.contains("in 7 of 128") && message.contains("start the missing nodes"), "{message}");
+        let (status, _, message) = available(Readable::Without(7), 2);
+        assert!(status == "False" && message.contains("DataProtected"), "{message}");
+        assert_eq!(available(Readable::All, 0).0, "True");
     }
 
     #[test]

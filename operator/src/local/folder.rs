@@ -27,6 +27,7 @@ const VERSION: u32 = 1;
 const STATE_BYTES_MAX: u64 = 1 << 20;
 const LOCK: &str = "supervisor.lock";
 const STATE: &str = "installed.json";
+const NODES: &str = "nodes";
 
 /// Why a data folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -105,17 +106,16 @@ impl Folder {
     }
 
     pub fn node(&self, name: &str) -> PathBuf {
-        self.root.join("nodes").join(name)
+        self.root.join(NODES).join(name)
     }
 
     pub fn contexts(&self) -> PathBuf {
         self.root.join("config.yaml")
     }
 
-    /// Makes the folders that others expect to exist.
-    pub fn prepare(&self, nodes: impl IntoIterator<Item = impl AsRef<str>>) -> Result<(), FolderError> {
-        let nodes = nodes.into_iter().map(|name| self.node(name.as_ref()));
-        for path in nodes.chain([self.secrets(), self.metadata()]) {
+    /// Makes the folders that others expect to exist. Each node makes its own: one that is there and empty tells something.
+    pub fn prepare(&self) -> Result<(), FolderError> {
+        for path in [self.root.join(NODES), self.secrets(), self.metadata()] {
             create(&path).map_err(|error| FolderError::Io { path: path.clone(), error })?;
         }
         Ok(())
@@ -126,7 +126,7 @@ impl Folder {
     pub fn is_in_use(&self) -> bool {
         let holds_any =
             |folder: &Path| fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
-        let nodes = fs::read_dir(self.root.join("nodes"));
+        let nodes = fs::read_dir(self.root.join(NODES));
         let mut nodes = nodes.into_iter().flatten().flatten();
         holds_any(&self.metadata()) || nodes.any(|node| holds_any(&node.path()))
     }
@@ -208,13 +208,13 @@ mod tests {
         let folder = Folder::open(&path).unwrap();
         assert_eq!(folder.installed().unwrap(), None);
         folder.install(&installed()).unwrap();
-        folder.prepare(["n-0"]).unwrap();
+        folder.prepare().unwrap();
         assert!(matches!(Folder::open(&path), Err(FolderError::InUse { .. })));
         drop(folder);
         let folder = Folder::open(&path).unwrap();
         assert_eq!(folder.installed().unwrap(), Some(installed()));
         assert_eq!(fs::metadata(folder.root()).unwrap().permissions().mode() & 0o777, 0o700);
-        assert!(folder.node("n-0").is_dir());
+        assert!(folder.metadata().is_dir() && !folder.node("n-0").exists());
     }
 
     #[test]
@@ -223,7 +223,8 @@ mod tests {
             let parent = tempfile::tempdir().unwrap();
             let folder = Folder::open(&parent.path().join("data")).unwrap();
             assert!(!folder.is_in_use(), "nothing is there");
-            folder.prepare(["n-0", "n-1"]).unwrap();
+            folder.prepare().unwrap();
+            ["n-0", "n-1"].iter().for_each(|name| create(&folder.node(name)).unwrap());
             assert!(!folder.is_in_use(), "empty folders");
             fs::write(folder.root().join(held), "x").unwrap();
             assert!(folder.is_in_use(), "{held}");

@@ -9,7 +9,7 @@ use cairn_node::{
         Env, Protocol,
         real::{RealClock, RealDisk, RealRandom, RealThreads},
     },
-    meta::SharedMeta,
+    meta::{SharedMeta, keys::node::key as node_key},
     node::{self, Budgets, NodeOptions, ServeOptions, Timings},
     secrets::SecretFiles,
     tls::{TlsFiles, TlsNetwork, TlsOptions},
@@ -47,6 +47,8 @@ pub struct NodePlan {
     pub expected_nodes: usize,
     pub secrets: SecretFiles,
     pub kek: Arc<Kek>,
+    /// An empty folder may take the place of the disk that it had.
+    pub new_disk: bool,
 }
 
 /// Why a node does not run.
@@ -97,6 +99,7 @@ impl NodeHost {
             running.take().expect("it was there a moment ago").cut().await;
         }
         self.ended.send_replace(None);
+        self.check_disk().await?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(WORKERS)
             .thread_name(&self.plan.name)
@@ -145,6 +148,27 @@ impl NodeHost {
             running.cut().await;
             tracing::warn!(node = self.plan.name, "dropped without warning, as asked");
         }
+    }
+
+    /// Refuses an empty folder where a node that is known has its disk: nobody would notice that a disk is not mounted, and
+    /// the node would be filled again into the folder below. A folder that is gone was removed by somebody on purpose.
+    async fn check_disk(&self) -> Result<(), NodeError> {
+        let is_empty =
+            || std::fs::read_dir(&self.plan.folder).is_ok_and(|mut entries| entries.next().is_none());
+        if self.plan.new_disk || !is_empty() {
+            return Ok(());
+        }
+        let known = self.meta.get(&node_key(&self.plan.name)).await;
+        let known = known.map_err(|error| self.error(format!("cannot look up its disk: {error}")))?;
+        if known.is_none() {
+            return Ok(());
+        }
+        Err(self.error(format!(
+            "{} is empty, and this node had a disk there: mount it. If that disk is lost, start the cluster with \
+             --new-disk {} (or remove the empty folder), and what was on it is fetched from the other nodes",
+            self.plan.folder.display(),
+            self.plan.name
+        )))
     }
 
     fn error(&self, problem: String) -> NodeError {

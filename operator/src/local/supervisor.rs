@@ -115,6 +115,7 @@ impl Supervisor {
                 kek: kek.clone(),
                 name: node.name.clone(),
                 zone: node.zone,
+                new_disk: planned.new_disks.contains(&node.name),
             };
             nodes.insert(node.name, Arc::new(NodeHost::new(plan, meta.clone())));
         }

@@ -1,6 +1,9 @@
 //! What is on this disk, in memory: present and buried chunks, in order of (hash, id).
 //!
 //! A placement group is a range of hashes, so one order serves any number of groups.
+//!
+//! A chunk of which some bytes were found wrong is kept apart. It counts as absent, so that repair brings it anew; but
+//! what is left of it can still be read, and perhaps nobody has more (see `replication/gather.rs`).
 
 use std::{
     collections::BTreeMap,
@@ -49,13 +52,31 @@ impl Entry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known {
     Present(Entry),
-    Buried { volume: VolumeId, copies: u8 },
+    /// Not whole: counts as absent.
+    Damaged(Entry),
+    Buried {
+        volume: VolumeId,
+        copies: u8,
+    },
+}
+
+impl Known {
+    /// Where its record is.
+    pub fn place(&self) -> Option<Place> {
+        match self {
+            Self::Present(entry) | Self::Damaged(entry) => Some(entry.place),
+            Self::Buried { .. } => None,
+        }
+    }
 }
 
 /// The index. See the module's doc.
 #[derive(Default)]
 pub struct Index {
+    /// Present and buried ones.
     entries: BTreeMap<(u64, ChunkId), Known>,
+    /// Those that are not whole; none of them is in `entries`.
+    damaged: BTreeMap<(u64, ChunkId), Entry>,
     tombstones: u64,
 }
 
@@ -72,23 +93,25 @@ fn keys(pg_bits: u8, pg: PgId) -> RangeInclusive<(u64, ChunkId)> {
 
 impl Index {
     pub fn get(&self, id: ChunkId) -> Option<Known> {
-        self.entries.get(&key(id)).copied()
+        let key = key(id);
+        self.entries.get(&key).copied().or_else(|| Some(Known::Damaged(*self.damaged.get(&key)?)))
     }
 
     pub fn presence(&self, id: ChunkId) -> Presence {
         match self.get(id) {
             Some(Known::Present(_)) => Presence::Present,
             Some(Known::Buried { .. }) => Presence::Buried,
-            None => Presence::Absent,
+            Some(Known::Damaged(_)) | None => Presence::Absent,
         }
     }
 
-    /// Puts a chunk where it is, or gives what is known of it and forbids that: a buried chunk stays so.
-    pub fn insert(&mut self, id: ChunkId, entry: Entry) -> Result<(), Known> {
+    /// Puts a chunk where it is, and gives what it replaces, a damaged one; or gives what is known of it and forbids that:
+    /// a buried chunk stays so.
+    pub fn insert(&mut self, id: ChunkId, entry: Entry) -> Result<Option<Entry>, Known> {
         match self.entries.entry(key(id)) {
             std::collections::btree_map::Entry::Vacant(vacant) => {
                 vacant.insert(Known::Present(entry));
-                Ok(())
+                Ok(self.damaged.remove(&key(id)))
             }
             std::collections::btree_map::Entry::Occupied(occupied) => Err(*occupied.get()),
         }
@@ -100,32 +123,46 @@ impl Index {
         debug_assert!(matches!(old, Some(Known::Present(_))));
     }
 
-    /// Buries a chunk for good; gives what was present.
+    /// Buries a chunk for good; gives what was here of it.
     pub fn bury(&mut self, tombstone: Tombstone) -> Option<Entry> {
         let Tombstone { id, volume, copies } = tombstone;
+        let damaged = self.damaged.remove(&key(id));
         match self.entries.insert(key(id), Known::Buried { volume, copies }) {
             Some(Known::Present(entry)) => {
                 self.tombstones += 1;
                 Some(entry)
             }
             Some(Known::Buried { .. }) => None,
-            None => {
+            Some(Known::Damaged(_)) | None => {
                 self.tombstones += 1;
-                None
+                damaged
             }
         }
     }
 
-    /// Takes a chunk out whose bytes are wrong, if it is still at that place.
-    pub fn remove(&mut self, id: ChunkId, place: Place) -> bool {
-        let there = matches!(self.get(id), Some(Known::Present(entry)) if entry.place == place);
-        if there {
-            self.entries.remove(&key(id));
-        }
-        there
+    /// Sets a chunk apart whose bytes are wrong, if it is still at that place; `false` if it is not there, or apart already.
+    pub fn set_apart(&mut self, id: ChunkId, place: Place) -> bool {
+        let Some(Known::Present(entry)) = self.get(id).filter(|known| known.place() == Some(place)) else {
+            return false;
+        };
+        self.entries.remove(&key(id));
+        self.damaged.insert(key(id), entry);
+        true
     }
 
-    /// Chunks whose records are in one segment. Looks at every entry.
+    /// At most `limit` damaged chunks, those after `after`.
+    pub fn damaged(&self, after: Option<ChunkId>, limit: usize) -> Vec<(ChunkId, Entry)> {
+        let start = after.map_or(Bound::Unbounded, |after| Bound::Excluded(key(after)));
+        let damaged = self.damaged.range((start, Bound::Unbounded));
+        damaged.take(limit).map(|((_, id), entry)| (*id, *entry)).collect()
+    }
+
+    /// How many chunks are not whole.
+    pub fn damaged_chunks(&self) -> u64 {
+        self.damaged.len() as u64
+    }
+
+    /// Whole chunks whose records are in one segment. Looks at every entry.
     pub fn in_segment(&self, slot: u32) -> Vec<(ChunkId, Entry)> {
         self.entries
             .iter()
@@ -149,7 +186,7 @@ impl Index {
         let mut by_copies: Vec<CopySummary> = Vec::new();
         for ((hash, _), known) in self.entries.range(keys(pg_bits, pg)) {
             let copies = match known {
-                Known::Present(entry) => entry.copies,
+                Known::Present(entry) | Known::Damaged(entry) => entry.copies,
                 Known::Buried { copies, .. } => *copies,
             };
             let at = by_copies.iter().position(|summary| summary.copies == copies).unwrap_or_else(|| {
@@ -158,7 +195,7 @@ impl Index {
             });
             let summary = &mut by_copies[at];
             let (count, digest) = match known {
-                Known::Present(_) => (&mut summary.chunks, &mut summary.chunk_digest),
+                Known::Present(_) | Known::Damaged(_) => (&mut summary.chunks, &mut summary.chunk_digest),
                 Known::Buried { .. } => (&mut summary.tombstones, &mut summary.tombstone_digest),
             };
             *count += 1;
@@ -186,7 +223,8 @@ impl Index {
             .range((start, Bound::Included(*all.end())))
             .take(limit)
             .map(|((_, id), known)| match *known {
-                Known::Present(Entry { volume, copies, plain_length, .. }) => {
+                Known::Present(Entry { volume, copies, plain_length, .. })
+                | Known::Damaged(Entry { volume, copies, plain_length, .. }) => {
                     InventoryEntry { id: *id, volume, copies, plain_length, tombstone: false }
                 }
                 Known::Buried { volume, copies } => {
@@ -228,18 +266,29 @@ mod tests {
         assert_eq!(index.bury(tombstone(1, 3)), None);
         assert_eq!(index.insert(id(1), entry(3, 1)), Err(Known::Buried { volume: VolumeId(1), copies: 3 }));
         assert_eq!((index.chunks(), index.tombstones()), (0, 1));
-        assert!(!index.remove(id(1), entry(3, 0).place));
+        assert!(!index.set_apart(id(1), entry(3, 0).place));
     }
 
     #[test]
-    fn only_the_damaged_place_is_removed() {
+    fn a_damaged_chunk_is_absent_but_not_forgotten() {
         let mut index = Index::default();
         index.insert(id(1), entry(3, 0)).unwrap();
         index.replace(id(1), entry(3, 5));
-        assert!(!index.remove(id(1), entry(3, 0).place));
+        assert!(!index.set_apart(id(1), entry(3, 0).place), "it has moved");
         assert_eq!(index.in_segment(5), [(id(1), entry(3, 5))]);
-        assert!(index.remove(id(1), entry(3, 5).place));
+        assert!(index.set_apart(id(1), entry(3, 5).place));
+        assert!(!index.set_apart(id(1), entry(3, 5).place), "once");
+        assert_eq!(index.get(id(1)), Some(Known::Damaged(entry(3, 5))));
         assert_eq!(index.presence(id(1)), Presence::Absent);
+        assert_eq!((index.chunks(), index.damaged_chunks()), (0, 1));
+        assert!(index.summarize(0, PgId(0)).is_empty() && index.inventory(0, PgId(0), None, 9).is_empty());
+        assert_eq!(index.damaged(None, 9), [(id(1), entry(3, 5))]);
+        assert!(index.damaged(Some(id(1)), 9).is_empty());
+        assert_eq!(index.insert(id(1), entry(3, 6)), Ok(Some(entry(3, 5))), "what it replaces");
+        assert_eq!((index.chunks(), index.damaged_chunks()), (1, 0));
+        assert!(index.set_apart(id(1), entry(3, 6).place));
+        assert_eq!(index.bury(tombstone(1, 3)), Some(entry(3, 6)));
+        assert_eq!((index.chunks(), index.tombstones(), index.damaged_chunks()), (0, 1, 0));
     }
 
     proptest! {

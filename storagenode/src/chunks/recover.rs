@@ -271,9 +271,9 @@ fn apply(table: &SegmentTable, slot: u32, found: Found, recovered: &mut Recovere
         Body::Put(header) => {
             let entry = Entry::new(&header, Place::new(slot, found.offset));
             match index.insert(header.id, entry) {
-                Ok(()) => {}
+                Ok(_) => {}
                 Err(Known::Buried { .. }) => recovered.to_write.holes.extend(hole(&entry)),
-                Err(Known::Present(old)) => {
+                Err(Known::Present(old) | Known::Damaged(old)) => {
                     if sequence_at(table, header.id, &old).is_none_or(|old| old < found.record.sequence) {
                         index.replace(header.id, entry);
                     }

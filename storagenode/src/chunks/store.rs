@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use cairn_placement::{ChunkId, MAX_COPIES, PgId};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::{
     ChunkError, CopySummary, Counters, InventoryEntry, OpenError, Presence, Purpose, PutError, PutOutcome,
@@ -68,6 +68,7 @@ pub struct Inner {
     closed: AtomicBool,
     /// The furthest that the metadata store was ever seen; the next group writes it down.
     pub sighting: Mutex<Sighting>,
+    damage_found: Notify,
 }
 
 #[derive(Default)]
@@ -125,6 +126,7 @@ impl ChunkStore {
             lock: Mutex::new(Some(lock)),
             closed: AtomicBool::new(false),
             sighting: Mutex::new(sighting),
+            damage_found: Notify::new(),
         });
         let (commands, receiver) = mpsc::channel(QUEUE_COMMANDS);
         tokio::spawn(Writer::new(inner.clone(), receiver, to_write).run());
@@ -216,8 +218,8 @@ impl ChunkStore {
         self.bury_batch(Vec::new()).await
     }
 
-    /// Reads frames of a chunk (clamped to those it has), verified against their checksums. A damaged chunk leaves the
-    /// inventory, so that repair fetches it again.
+    /// Reads frames of a chunk (clamped to those it has; none of them gives the header alone), verified against their
+    /// checksums. A damaged chunk leaves the inventory, so that repair brings it anew; until then its sound frames can be read.
     pub async fn read(
         &self,
         id: ChunkId,
@@ -226,7 +228,7 @@ impl ChunkStore {
         let mut last = String::new();
         for _ in 0..READ_ATTEMPTS {
             let entry = match self.inner.index.read().get(id) {
-                Some(Known::Present(entry)) => entry,
+                Some(Known::Present(entry) | Known::Damaged(entry)) => entry,
                 Some(Known::Buried { .. }) => return Err(ReadError::Buried),
                 None => return Err(ReadError::NotFound),
             };
@@ -237,11 +239,14 @@ impl ChunkStore {
             match self.inner.env.blocking(move || read_chunk(&inner.table, id, &entry, wanted)).await {
                 Ok(chunk) => return Ok(chunk),
                 Err(RecordFault::Disk(error)) => return Err(ReadError::Failed(error.to_string())),
-                // Buried or moved meanwhile: then the bytes may be gone, and that is no damage.
-                Err(RecordFault::Corrupt(reason)) if self.inner.quarantine(id, &entry, &reason) => {
-                    return Err(ReadError::Corrupt(reason));
+                // If buried or moved meanwhile, the bytes may be gone, and that is no damage.
+                Err(RecordFault::Corrupt(reason)) => {
+                    self.inner.set_apart(id, &entry, &reason);
+                    if self.inner.is_at(id, &entry) {
+                        return Err(ReadError::Corrupt(reason));
+                    }
+                    last = reason;
                 }
-                Err(RecordFault::Corrupt(reason)) => last = reason,
             }
         }
         Err(ReadError::Failed(last))
@@ -267,10 +272,28 @@ impl ChunkStore {
         self.inner.index.read().presence(id)
     }
 
+    /// At most `limit` chunks of which only a part can be read, in the inventory's order, those after `after`.
+    pub fn damaged(&self, after: Option<ChunkId>, limit: usize) -> Vec<InventoryEntry> {
+        let damaged = self.inner.index.read().damaged(after, limit);
+        let line = |(id, Entry { volume, copies, plain_length, .. })| InventoryEntry {
+            id,
+            volume,
+            copies,
+            plain_length,
+            tombstone: false,
+        };
+        damaged.into_iter().map(line).collect()
+    }
+
+    /// Returns when damage was found that no earlier call told of. For one caller.
+    pub async fn damage_found(&self) {
+        self.inner.damage_found.notified().await;
+    }
+
     pub fn usage(&self) -> Usage {
-        let (chunks, tombstones) = {
+        let (chunks, tombstones, damaged_chunks) = {
             let index = self.inner.index.read();
-            (index.chunks(), index.tombstones())
+            (index.chunks(), index.tombstones(), index.damaged_chunks())
         };
         Usage {
             capacity_bytes: self.inner.space.capacity_bytes(),
@@ -278,6 +301,7 @@ impl ChunkStore {
             writable_bytes: self.inner.space.writable_bytes(),
             chunks,
             tombstones,
+            damaged_chunks,
             segments: self.inner.table.count(),
         }
     }
@@ -328,10 +352,12 @@ impl ChunkStore {
     /// Whether exactly this chunk is here; an error if it must not be.
     async fn existing(&self, header: &Arc<ChunkHeader>) -> Result<bool, PutError> {
         let id = header.id;
-        let entry = match self.inner.index.read().get(id) {
+        let (entry, whole) = match self.inner.index.read().get(id) {
             None => return Ok(false),
             Some(Known::Buried { .. }) => return Err(PutError::Buried),
-            Some(Known::Present(entry)) => entry,
+            // To be replaced, by nothing else.
+            Some(Known::Damaged(entry)) => (entry, false),
+            Some(Known::Present(entry)) => (entry, true),
         };
         if self.is_closed() {
             return Err(PutError::Closed);
@@ -341,11 +367,11 @@ impl ChunkStore {
         }
         let inner = self.inner.clone();
         match self.inner.env.blocking(move || read_header(&inner.table, id, &entry)).await {
-            Ok((there, _)) if there == **header => Ok(true),
+            Ok((there, _)) if there == **header => Ok(whole),
             Ok(_) => Err(PutError::Conflict),
             Err(RecordFault::Disk(error)) => Err(PutError::Failed(error.to_string())),
             Err(RecordFault::Corrupt(reason)) => {
-                self.inner.quarantine(id, &entry, &reason);
+                self.inner.set_apart(id, &entry, &reason);
                 Ok(false)
             }
         }
@@ -353,16 +379,20 @@ impl ChunkStore {
 }
 
 impl Inner {
-    /// Takes a damaged chunk out of the inventory, if it is still the one at that place.
-    pub fn quarantine(&self, id: ChunkId, entry: &Entry, reason: &str) -> bool {
-        let removed = self.index.write().remove(id, entry.place);
-        if removed {
+    /// Takes a damaged chunk out of the inventory, if it is still in it at that place.
+    pub fn set_apart(&self, id: ChunkId, entry: &Entry, reason: &str) {
+        if self.index.write().set_apart(id, entry.place) {
             self.counters.corrupt_chunks.fetch_add(1, Ordering::Relaxed);
             let segment = self.table.id(entry.place.slot);
             let offset = entry.place.offset();
             tracing::error!(chunk = %id, %segment, offset, reason, "a damaged chunk left the inventory");
+            self.damage_found.notify_one();
         }
-        removed
+    }
+
+    /// Whether a chunk is still where it was, damaged or not.
+    fn is_at(&self, id: ChunkId, entry: &Entry) -> bool {
+        self.index.read().get(id).and_then(|known| known.place()) == Some(entry.place)
     }
 
     /// Closes the files and unlocks the folder.

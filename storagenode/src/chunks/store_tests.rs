@@ -1,6 +1,9 @@
 //! The store on a real disk.
 
-use std::io;
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 use cairn_placement::{Generation, VolumeId};
 use tempfile::TempDir;
@@ -18,15 +21,30 @@ fn env() -> Env {
     without_network()
 }
 
+/// The reserve is a part of the capacity (R16): with a small one of their own, these tests do not depend on how full the
+/// machine's disk is.
 fn options(folder: &TempDir) -> StoreOptions {
     StoreOptions {
         segment_bytes: 1 << 20,
+        capacity_bytes: Some(64 << 20),
         ..StoreOptions::new(folder.path().join("data"), [1; 16], "node-0")
     }
 }
 
 async fn open(options: &StoreOptions) -> ChunkStore {
     ChunkStore::open(env(), options.clone()).await.unwrap().0
+}
+
+/// Drops a store without closing it, and opens the folder as soon as its writer has let it go.
+async fn reopen(store: ChunkStore, options: &StoreOptions) -> ChunkStore {
+    drop(store);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match ChunkStore::open(env(), options.clone()).await {
+            Err(OpenError::Locked { .. }) if Instant::now() < deadline => tokio::task::yield_now().await,
+            opened => return opened.unwrap().0,
+        }
+    }
 }
 
 fn id(number: u32) -> ChunkId {
@@ -84,8 +102,7 @@ async fn how_far_the_metadata_store_was_seen_is_remembered() {
     store.saw(seen(5, 100));
     store.saw(seen(5, 90));
     store.put(chunk(1, 1_000), Purpose::Write).await.unwrap();
-    drop(store);
-    let store = open(&options).await;
+    let store = reopen(store, &options).await;
     assert_eq!(store.sighting(), seen(5, 100));
     store.saw(seen(6, 70));
     store.remember().await.unwrap();
@@ -96,8 +113,7 @@ async fn how_far_the_metadata_store_was_seen_is_remembered() {
     store.put(chunk(2, 1_000), Purpose::Write).await.unwrap();
     // What is not written down is not remembered.
     store.saw(seen(7, 500));
-    drop(store);
-    assert_eq!(open(&options).await.sighting(), seen(6, 70));
+    assert_eq!(reopen(store, &options).await.sighting(), seen(6, 70));
 }
 
 #[tokio::test]
@@ -164,6 +180,16 @@ async fn of_two_contents_under_one_id_one_wins() {
     assert_eq!(count(Err(PutError::Conflict)), 10);
 }
 
+/// For 5 seconds; what it waited for is for the caller to check.
+async fn wait_for(condition: impl Fn() -> bool) {
+    for _ in 0..500 {
+        if condition() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_damaged_chunk_leaves_the_inventory_and_can_be_put_again() {
     let folder = tempfile::tempdir().unwrap();
@@ -179,8 +205,25 @@ async fn a_damaged_chunk_leaves_the_inventory_and_can_be_put_again() {
     assert_eq!(store.read(id(1), 0..1).await.unwrap().1.len(), 1, "that frame is sound");
     assert!(matches!(store.read(id(1), 1..2).await, Err(ReadError::Corrupt(_))));
     assert_eq!(store.contains(id(1)), Presence::Absent);
-    assert_eq!((store.counters().corrupt_chunks, store.usage().chunks), (1, 0));
+    let counts = |store: &ChunkStore| {
+        let usage = store.usage();
+        (store.counters().corrupt_chunks, usage.chunks, usage.damaged_chunks)
+    };
+    assert_eq!(counts(&store), (1, 0, 1));
+    store.damage_found().await;
+    // What is left of it can be read: perhaps nobody has more.
+    assert_eq!(store.read(id(1), 2..3).await.unwrap().1, whole.frames[2..]);
+    assert!(matches!(store.read(id(1), 0..3).await, Err(ReadError::Corrupt(_))));
+    assert_eq!(counts(&store), (1, 0, 1), "counted once");
+    assert_eq!(store.damaged(None, 9).iter().map(|line| line.id).collect::<Vec<_>>(), [id(1)]);
+    let other = chunk(1, 3 * FRAME_BYTES - 1);
+    assert_eq!(store.put(other, Purpose::Repair).await, Err(PutError::Conflict), "only the same replaces it");
+    let used = store.usage().used_bytes;
     assert_eq!(store.put(whole.clone(), Purpose::Repair).await, Ok(PutOutcome::Stored));
+    assert_eq!(counts(&store), (1, 1, 0));
+    let limit = used + 3 * FRAME_BYTES as u64 / 2;
+    wait_for(|| store.usage().used_bytes < limit).await;
+    assert!(store.usage().used_bytes < limit, "the damaged one's space is given back");
     store.close().await;
     // Of two records of one chunk the newer counts.
     let store = open(&options).await;
@@ -200,12 +243,7 @@ async fn deletes_give_space_back() {
     assert!(before.used_bytes > 8 * 300_000 && before.segments > 1, "{before:?}");
     store.bury(chunks.iter().map(|n| tombstone(*n)).collect()).await.unwrap();
     store.bury(vec![tombstone(100)]).await.unwrap();
-    for _ in 0..500 {
-        if store.usage().used_bytes < 200_000 {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+    wait_for(|| store.usage().used_bytes < 200_000).await;
     let after = store.usage();
     assert!(after.used_bytes < 200_000 && after.tombstones == 9 && after.chunks == 0, "{after:?}");
     drop(store);

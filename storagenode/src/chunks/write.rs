@@ -333,12 +333,15 @@ impl Writer {
                     Member::Put(n) => {
                         let entry = Entry::new(&puts[n].chunk.header, places[n]);
                         outcomes.push(match index.insert(puts[n].chunk.header.id, entry) {
-                            Ok(()) => Ok(PutOutcome::Stored),
+                            Ok(replaced) => {
+                                replaced.iter().for_each(&mut dig);
+                                Ok(PutOutcome::Stored)
+                            }
                             Err(known) => {
                                 dig(&entry);
                                 match known {
                                     Known::Buried { .. } => Err(PutError::Buried),
-                                    Known::Present(_) => Ok(PutOutcome::Present),
+                                    Known::Present(_) | Known::Damaged(_) => Ok(PutOutcome::Present),
                                 }
                             }
                         });
@@ -376,7 +379,7 @@ impl Writer {
     }
 
     fn lose(&self, id: ChunkId, entry: &Entry, fault: &RecordFault) {
-        self.store.quarantine(id, entry, &format!("after a failed write to its segment: {fault}"));
+        self.store.set_apart(id, entry, &format!("after a failed write to its segment: {fault}"));
     }
 
     async fn punch_holes(&mut self) {

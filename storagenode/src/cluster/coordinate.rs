@@ -229,6 +229,7 @@ mod tests {
                 zone: "a".into(),
                 incarnation: Incarnation([0; 16]),
                 capacity_bytes: 1,
+                registered: 0,
                 address: live.then(|| "h:1".into()),
                 version: String::new(),
             };

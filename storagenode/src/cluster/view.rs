@@ -35,6 +35,8 @@ pub struct NodeInfo {
     pub zone: String,
     pub incarnation: Incarnation,
     pub capacity_bytes: u64,
+    /// Revision at which it last registered, as it does at each start.
+    pub registered: u64,
     /// Where its gRPC services are, while its lease lives.
     pub address: Option<String>,
     pub version: String,
@@ -44,6 +46,16 @@ impl NodeInfo {
     pub fn is_live(&self) -> bool {
         self.address.is_some()
     }
+}
+
+/// Whether every file can be read from the nodes that are live (R3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readable {
+    /// The nodes that are live now have not been compared with the metadata yet.
+    BeingChecked,
+    Everything,
+    /// In so many groups, content that files name is on no live node.
+    Without(u32),
 }
 
 /// What a node knows of its cluster, as of one revision.
@@ -108,6 +120,27 @@ impl ClusterState {
         let map = self.map.as_ref()?;
         let compared = self.compared.as_ref()?;
         (compared.map_generation == map.generation && compared.disks == self.disks()).then_some(compared)
+    }
+
+    /// Whether every file can be read now. That nothing was missing holds until a node goes or starts anew; that something
+    /// was, until one comes.
+    pub fn readable(&self) -> Readable {
+        let Some(truth) = self.truth().filter(|truth| truth.revision > 0) else {
+            return Readable::BeingChecked;
+        };
+        let (mut fewer, mut more) = (false, false);
+        for id in self.map.iter().flat_map(|map| map.nodes.keys()) {
+            let node = self.nodes.get(id).filter(|node| node.is_live());
+            let (was, is) = (!truth.was_down(id.0), node.is_some());
+            let same = node.is_none_or(|node| truth.is_after(node.registered));
+            fewer |= was && !(is && same);
+            more |= is && !(was && same);
+        }
+        match truth.missing.len() {
+            0 if !fewer => Readable::Everything,
+            groups if groups > 0 && !more => Readable::Without(groups as u32),
+            _ => Readable::BeingChecked,
+        }
     }
 }
 
@@ -336,11 +369,113 @@ impl Mirror {
                 zone: record.zone,
                 incarnation: Incarnation(record.incarnation),
                 capacity_bytes: record.capacity_bytes,
+                registered: entry.mod_revision,
                 version: live.as_ref().map_or_else(String::new, |live| live.version.clone()),
                 address: live.map(|live| live.address),
             };
             nodes.insert(id, node);
         }
         Ok(nodes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cairn_placement::{MemberNode, assign};
+
+    use super::*;
+    use crate::meta::keys::truth::TruthRecord;
+
+    /// Three nodes that registered at revision 5, compared at revision 10; those in `down` were away.
+    fn compared(down: &[u16], missing: &[u32]) -> ClusterState {
+        let member =
+            |id: u16| MemberNode { id: NodeId(id), name: id.to_string(), zone: id.to_string(), weight: 1 };
+        let node = |id: u16| NodeInfo {
+            id: NodeId(id),
+            name: id.to_string(),
+            zone: id.to_string(),
+            incarnation: Incarnation([id as u8; 16]),
+            capacity_bytes: 1,
+            registered: 5,
+            address: (!down.contains(&id)).then(|| "h:1".into()),
+            version: String::new(),
+        };
+        let mut state = ClusterState {
+            revision: 20,
+            map: Some(Arc::new(assign(&[1, 2, 3].map(member), 4, 1).unwrap())),
+            nodes: [1, 2, 3].map(|id| (NodeId(id), node(id))).into(),
+            ..ClusterState::default()
+        };
+        state.compared = Some(TruthRecord {
+            map_generation: state.map.as_ref().unwrap().generation,
+            disks: state.disks(),
+            revision: 10,
+            down: down.to_vec(),
+            missing: missing.to_vec(),
+            ..TruthRecord::default()
+        });
+        state
+    }
+
+    /// What is said of it after `id` was changed.
+    fn after(mut state: ClusterState, id: u16, change: impl FnOnce(&mut NodeInfo)) -> Readable {
+        change(state.nodes.get_mut(&NodeId(id)).unwrap());
+        state.readable()
+    }
+
+    fn goes(node: &mut NodeInfo) {
+        node.address = None;
+    }
+
+    fn starts(node: &mut NodeInfo) {
+        node.address = Some("h:1".into());
+        node.registered = 15;
+    }
+
+    #[test]
+    fn that_everything_can_be_read_holds_until_a_node_goes_or_starts_anew() {
+        assert_eq!(compared(&[], &[]).readable(), Readable::Everything);
+        assert_eq!(compared(&[2], &[]).readable(), Readable::Everything, "without the one that is away, too");
+        assert_eq!(after(compared(&[], &[]), 2, goes), Readable::BeingChecked);
+        assert_eq!(
+            after(compared(&[], &[]), 2, starts),
+            Readable::BeingChecked,
+            "it may have lost something"
+        );
+        assert_eq!(
+            after(compared(&[2], &[]), 2, starts),
+            Readable::Everything,
+            "more disks cannot hold less"
+        );
+        assert_eq!(after(compared(&[2], &[]), 1, goes), Readable::BeingChecked);
+    }
+
+    #[test]
+    fn that_something_is_missing_holds_until_a_node_comes() {
+        assert_eq!(compared(&[2], &[1, 3]).readable(), Readable::Without(2));
+        assert_eq!(
+            after(compared(&[2], &[1]), 1, goes),
+            Readable::Without(1),
+            "fewer disks cannot hold more"
+        );
+        assert_eq!(after(compared(&[2], &[1]), 2, starts), Readable::BeingChecked);
+        assert_eq!(after(compared(&[], &[1]), 2, starts), Readable::BeingChecked);
+    }
+
+    #[test]
+    fn nothing_is_said_of_other_disks_and_maps_and_without_a_comparison() {
+        let other = |node: &mut NodeInfo| node.incarnation = Incarnation([9; 16]);
+        assert_eq!(after(compared(&[], &[]), 1, other), Readable::BeingChecked);
+        assert_eq!(after(compared(&[], &[1]), 1, other), Readable::BeingChecked);
+        assert_eq!(ClusterState { compared: None, ..compared(&[], &[]) }.readable(), Readable::BeingChecked);
+        for missing in [&[][..], &[1]] {
+            let mut state = compared(&[], missing);
+            state.compared.as_mut().unwrap().revision = 0;
+            assert_eq!(
+                state.readable(),
+                Readable::BeingChecked,
+                "an older version did not say who was there"
+            );
+        }
     }
 }

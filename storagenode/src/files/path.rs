@@ -19,9 +19,11 @@ pub enum PathError {
     TooLong,
     #[error("the file name is not UTF-8")]
     NotUtf8,
-    #[error("the file name begins with \"/\"; names are relative to their volume")]
+    #[error(
+        "the file name begins with \"/\", so its first part is empty; names are relative to their volume: leave that \"/\" away"
+    )]
     Absolute,
-    #[error("the file name has an empty part (\"//\", or \"/\" at its end)")]
+    #[error("the file name has an empty part (\"//\", or \"/\" at its end); leave the surplus \"/\" away")]
     EmptyPart,
     #[error("the file name has the part \".\" or \"..\"")]
     DotPart,

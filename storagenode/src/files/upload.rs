@@ -441,6 +441,7 @@ mod tests {
             zone: "a".into(),
             incarnation: Incarnation([0; 16]),
             capacity_bytes: *capacity_bytes,
+            registered: 0,
             address: None,
             version: String::new(),
         };

@@ -30,8 +30,6 @@ mod events;
 mod file;
 mod leases;
 #[cfg(test)]
-mod power_loss_tests;
-#[cfg(test)]
 mod tests;
 mod v1;
 mod writer;

@@ -70,6 +70,7 @@ impl Node {
                 metrics.store_capacity_bytes.set(usage.capacity_bytes as i64);
                 metrics.store_used_bytes.set(usage.used_bytes as i64);
                 metrics.chunks.set(usage.chunks as i64);
+                metrics.chunks_damaged.set(usage.damaged_chunks as i64);
                 metrics.tombstones.set(usage.tombstones as i64);
                 metrics.placement_groups.set(groups as i64);
                 metrics.placement_groups_settled.set(settled.groups.len() as i64);

@@ -12,7 +12,7 @@ use futures::{StreamExt, stream};
 
 use crate::{
     api::ports::{Cluster, IntentError, NodeLabel},
-    cluster::{ClusterState, NodeInfo},
+    cluster::{ClusterState, NodeInfo, Readable},
     env::Env,
     files::FileError,
     meta::{
@@ -94,13 +94,21 @@ fn count_groups(
         .map(|(node, answer)| (*node, answer.placement_groups.iter().copied().map(PgId).collect()))
         .collect();
     let truth = state.truth();
-    let whole = |pg: PgId| truth.is_some_and(|truth| !truth.lacks(pg.0));
+    let lacks = |pg: PgId| truth.is_none_or(|truth| truth.lacks(pg.0));
+    // What a node held before it started anew says nothing: a start may find less on the disk.
+    let compared: BTreeSet<NodeId> = state
+        .nodes
+        .values()
+        .filter(|node| truth.is_some_and(|truth| truth.is_after(node.registered)))
+        .map(|node| node.id)
+        .collect();
     let (mut settled, mut degraded, mut unavailable) = (0, 0, 0);
     for pg in (0..map.pg_count()).map(PgId) {
         let members = map.members_of(pg);
         let live = |member: &NodeId| state.nodes.get(member).is_some_and(NodeInfo::is_live);
+        let compared = |member: &NodeId| compared.contains(member);
         let agreed = |member: &NodeId| settled_at.get(member).is_some_and(|groups| groups.contains(&pg));
-        if whole(pg) && members.iter().all(agreed) {
+        if !lacks(pg) && members.iter().all(|member| agreed(member) && compared(member)) {
             settled += 1;
         } else if members.iter().any(live) {
             degraded += 1;
@@ -158,6 +166,11 @@ impl Cluster for ClusterStatus {
         let intended = state.intent.iter().flat_map(|intent| &intent.nodes);
         nodes.extend(intended.filter(|node| state.node_by_name(&node.name).is_none()).map(expected_node));
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        let (readable, missing) = match state.readable() {
+            Readable::BeingChecked => (proto::Readable::BeingChecked, 0),
+            Readable::Everything => (proto::Readable::All, 0),
+            Readable::Without(groups) => (proto::Readable::NotAll, groups),
+        };
         Ok(proto::StatusResponse {
             cluster: self.cluster.clone(),
             cluster_id: hex::encode(self.cluster_id),
@@ -175,6 +188,8 @@ impl Cluster for ClusterStatus {
             compared: state.truth().is_some(),
             lost_files: state.truth().map_or(0, |truth| truth.lost_files),
             lost: state.truth().map_or_else(Vec::new, |truth| truth.lost.clone()),
+            readable: readable.into(),
+            missing,
         })
     }
 
@@ -242,4 +257,61 @@ fn checked(nodes: Vec<proto::IntendedNode>) -> Result<Vec<IntendedNode>, IntentE
         return Err(IntentError::Invalid("two nodes have the same name".into()));
     }
     Ok(checked)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use cairn_placement::{Incarnation, MemberNode, assign};
+
+    use super::*;
+    use crate::meta::keys::truth::TruthRecord;
+
+    #[test]
+    fn a_group_is_settled_when_its_members_agree_and_were_compared_since_they_started() {
+        let member =
+            |id: u16| MemberNode { id: NodeId(id), name: id.to_string(), zone: id.to_string(), weight: 1 };
+        let map = assign(&[1, 2, 3].map(member), 4, 1).unwrap();
+        let node = |id: u16| NodeInfo {
+            id: NodeId(id),
+            name: id.to_string(),
+            zone: id.to_string(),
+            incarnation: Incarnation([0; 16]),
+            capacity_bytes: 1,
+            registered: 5,
+            address: Some("h:1".into()),
+            version: String::new(),
+        };
+        let groups: Vec<u32> = (0..map.pg_count()).collect();
+        let settled = proto::SettledResponse {
+            map_generation: map.generation,
+            placement_groups: groups.clone(),
+            ..proto::SettledResponse::default()
+        };
+        let answers: BTreeMap<_, _> = [1, 2, 3].map(|id| (NodeId(id), settled.clone())).into();
+        let mut state = ClusterState {
+            map: Some(Arc::new(map.clone())),
+            nodes: [1, 2, 3].map(|id| (NodeId(id), node(id))).into(),
+            ..ClusterState::default()
+        };
+        assert_eq!(count_groups(&map, &state, &answers), (0, 16, 0), "not compared");
+        let truth = TruthRecord {
+            map_generation: map.generation,
+            disks: state.disks(),
+            revision: 10,
+            ..Default::default()
+        };
+        state.compared = Some(truth.clone());
+        assert_eq!(count_groups(&map, &state, &answers), (16, 0, 0));
+        // One starts anew, so quickly that nobody saw it away.
+        state.nodes.get_mut(&NodeId(2)).unwrap().registered = 11;
+        let with_it = map.groups_of(NodeId(2)).count() as u32;
+        assert_eq!(count_groups(&map, &state, &answers), (16 - with_it, with_it, 0));
+        // A version that did not say when it compared is believed, as it was then.
+        state.compared = Some(TruthRecord { revision: 0, ..truth.clone() });
+        assert_eq!(count_groups(&map, &state, &answers), (16, 0, 0));
+        state.compared = Some(TruthRecord { revision: 11, missing: vec![3], ..truth });
+        assert_eq!(count_groups(&map, &state, &answers), (15, 1, 0));
+    }
 }

@@ -1,5 +1,5 @@
 //! The read that falls over: frames of a chunk from the nearest holder, from another at once when one fails, and from
-//! a second one in parallel when the first is slow.
+//! a second one in parallel when the first is slow; and when no copy is whole, put together from several.
 
 use std::{ops::Range, time::Duration};
 
@@ -10,6 +10,7 @@ use futures::{StreamExt, stream::FuturesUnordered};
 use tracing::warn;
 
 use super::{
+    gather,
     peers::{PeerError, Peers},
     plan::{Source, read_order},
 };
@@ -38,6 +39,29 @@ pub enum FetchError {
     Missing,
 }
 
+/// What holders answered that did not give a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Failures {
+    pub unreachable: bool,
+    pub corrupt: bool,
+}
+
+impl Failures {
+    pub fn note(&mut self, error: &PeerError) {
+        self.corrupt |= error.code == ErrorCode::DataCorrupt;
+        self.unreachable |= !matches!(error.code, ErrorCode::DataCorrupt | ErrorCode::ChunkNotFound);
+    }
+
+    /// What they amount to.
+    pub fn sum(self) -> FetchError {
+        match (self.unreachable, self.corrupt) {
+            (true, _) => FetchError::Unavailable,
+            (false, true) => FetchError::Corrupt,
+            (false, false) => FetchError::Missing,
+        }
+    }
+}
+
 /// Reads chunks from their holders.
 #[derive(Clone)]
 pub struct Reader {
@@ -60,10 +84,47 @@ impl Reader {
         frames: Range<u32>,
         open: impl Fn(&ChunkHeader, Vec<Bytes>) -> Result<T, String>,
     ) -> Result<T, FetchError> {
+        let failures = match self.read_one(map, id, copies, frames.clone(), &open).await {
+            Ok(content) => return Ok(content),
+            Err(failures) => failures,
+        };
+        if !failures.corrupt {
+            return Err(failures.sum());
+        }
+        let (header, sealed) = self.gather(map, id, copies, frames).await?;
+        open(&header, sealed).map_err(|cause| {
+            warn!(chunk = %id, cause, "frames of several copies do not make a chunk");
+            failures.sum()
+        })
+    }
+
+    /// Puts frames of a chunk together from its copies, none of which need be whole.
+    pub async fn gather(
+        &self,
+        map: &ClusterMap,
+        id: ChunkId,
+        copies: u8,
+        frames: Range<u32>,
+    ) -> Result<(ChunkHeader, Vec<Bytes>), FetchError> {
+        let state = self.view.current();
+        let order = self.order(&state, map.holders(map.pg_of(&id), copies));
+        let copies = CopiesOf { reader: self, state: &state, id };
+        gather::gather(&copies, order, frames).await.map_err(Failures::sum)
+    }
+
+    /// Reads frames of a chunk that has them all.
+    async fn read_one<T>(
+        &self,
+        map: &ClusterMap,
+        id: ChunkId,
+        copies: u8,
+        frames: Range<u32>,
+        open: &impl Fn(&ChunkHeader, Vec<Bytes>) -> Result<T, String>,
+    ) -> Result<T, Failures> {
         let state = self.view.current();
         let mut order = self.order(&state, map.holders(map.pg_of(&id), copies)).into_iter();
         let mut asked = FuturesUnordered::new();
-        let (mut unreachable, mut corrupt) = (false, false);
+        let mut failures = Failures::default();
         if let Some(first) = order.next() {
             asked.push(self.ask(&state, first, id, frames.clone()));
         }
@@ -90,8 +151,7 @@ impl Reader {
             match opened {
                 Ok(content) => return Ok(content),
                 Err(error) => {
-                    corrupt |= error.code == ErrorCode::DataCorrupt;
-                    unreachable |= !matches!(error.code, ErrorCode::DataCorrupt | ErrorCode::ChunkNotFound);
+                    failures.note(&error);
                     warn!(chunk = %id, node = %node, %error, "a copy could not be read");
                     if let Some(next) = order.next() {
                         asked.push(self.ask(&state, next, id, frames.clone()));
@@ -99,11 +159,7 @@ impl Reader {
                 }
             }
         }
-        Err(match (unreachable, corrupt) {
-            (true, _) => FetchError::Unavailable,
-            (false, true) => FetchError::Corrupt,
-            (false, false) => FetchError::Missing,
-        })
+        Err(failures)
     }
 
     fn order(&self, state: &ClusterState, holders: &[NodeId]) -> Vec<NodeId> {
@@ -138,6 +194,19 @@ impl Reader {
             None => Err(PeerError::new(ErrorCode::Unavailable, "the node is not registered")),
         };
         (holder, answer)
+    }
+}
+
+/// The copies of one chunk, at the nodes that there are.
+struct CopiesOf<'a> {
+    reader: &'a Reader,
+    state: &'a ClusterState,
+    id: ChunkId,
+}
+
+impl gather::Copies for CopiesOf<'_> {
+    async fn read(&self, holder: NodeId, frames: Range<u32>) -> Result<(ChunkHeader, Vec<Bytes>), PeerError> {
+        self.reader.ask(self.state, holder, self.id, frames).await.1
     }
 }
 

@@ -25,6 +25,8 @@ use crate::{
 const MEMBER_LIMIT: Duration = Duration::from_secs(15);
 /// Members that come after the majority are given this long.
 const STRAGGLER_LIMIT: Duration = Duration::from_secs(5);
+/// When too few are left for a majority, the others get so long to be counted.
+const COUNT_LIMIT: Duration = Duration::from_secs(1);
 
 /// Why a chunk was not written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -81,6 +83,17 @@ impl Writer {
             self.leave_to_finish(members, held);
             return Ok(());
         }
+        // The first failures may come before the first success: who is counted must not hang on that.
+        let rest = async {
+            while let Some(answer) = members.join_next().await {
+                match answer {
+                    Ok(Ok(())) => quorum.succeeded(),
+                    Ok(Err(error)) => errors.push(error),
+                    Err(_) => {}
+                }
+            }
+        };
+        let _ = self.env.timeout(COUNT_LIMIT, rest).await;
         let cause = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
         if errors.iter().any(|error| error.code == ErrorCode::OutOfSpace) {
             return Err(WriteError::OutOfSpace(cause));

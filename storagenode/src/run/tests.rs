@@ -41,7 +41,8 @@ fn alone() -> Alone {
         client_tokens_file: secrets.tokens.clone(),
         expected_nodes: 1,
         timings: crate::node::Timings::default(),
-        capacity_bytes: None,
+        // Of its own: the reserve (R16) does not depend on how full the machine's disk is.
+        capacity_bytes: Some(256 << 20),
         log: "info".into(),
         log_format: LogFormat::Text,
     };

@@ -40,6 +40,7 @@ impl Bed {
     pub async fn start(etcd: EtcdCluster, folder: &Path) -> Result<Self> {
         // As in production, but that deleted content goes at once: it would fill the disk.
         let options = ClusterOptions::new(&ZONES, etcd.database_url("/bench"))
+            .with("CAPACITY", "1Pi") // all of the disk
             .with("LEASE_SECONDS", "10")
             .with("REPAIR_SECONDS", "5")
             .with("TICK_SECONDS", "1")

@@ -6,7 +6,8 @@ use cairn_crds::StorageCluster;
 use cairn_crds::manifest::{self, Manifest};
 use cairn_planner::contract::{entry, label};
 use cairn_planner::{
-    Action, NodesReport, Object, Observed, Outcome, PlacementGroups, SecretFact, SecretKind, Step, reconcile,
+    Action, NodesReport, Object, Observed, Outcome, PlacementGroups, Readable, SecretFact, SecretKind, Step,
+    reconcile,
 };
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetStatus};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
@@ -325,6 +326,7 @@ impl World {
         let all = !self.lives.is_empty() && live.len() == self.lives.len();
         self.map_published |= all;
         self.observed.report = (!self.silent && !live.is_empty()).then(|| NodesReport {
+            readable: Readable::All,
             lost_files: 0,
             lost: Vec::new(),
             metadata_restored: false,

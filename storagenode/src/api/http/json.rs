@@ -1,6 +1,6 @@
 //! The gateway's types as JSON: snake case as in the protocol, digests and etags in hexadecimal, times as RFC 3339.
 
-use cairn_proto::v1::{NodeState, StatusResponse};
+use cairn_proto::v1::{NodeState, Readable, StatusResponse};
 use serde_json::{Value, json};
 
 use crate::files::{FileInfo, Listing, VolumeInfo, VolumeState};
@@ -75,6 +75,11 @@ pub(super) fn status(status: &StatusResponse) -> Value {
             })
         })
         .collect();
+    let readable = match status.readable() {
+        Readable::All => "all",
+        Readable::NotAll => "not_all",
+        Readable::BeingChecked | Readable::Unspecified => "being_checked",
+    };
     json!({
         "cluster": status.cluster,
         "cluster_id": status.cluster_id,
@@ -89,6 +94,8 @@ pub(super) fn status(status: &StatusResponse) -> Value {
         "answered_by": status.answered_by,
         "collecting": status.collecting,
         "compared": status.compared,
+        "readable": readable,
+        "missing": status.missing,
         "metadata_restored": status.metadata_restored,
         "lost_files": status.lost_files,
         "lost": status.lost,

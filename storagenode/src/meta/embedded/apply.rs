@@ -4,7 +4,7 @@ use bytes::Bytes;
 use redb::{Database, ReadableDatabase, ReadableTable, Table, WriteTransaction};
 
 use super::{
-    file::{Fault, Position},
+    file::{self, Fault, Position},
     v1::{self, Record},
 };
 use crate::meta::{Compare, Event, KeyValue, LeaseId, MetaError, Op, Page, RangeRead, Txn, TxnResult};
@@ -65,9 +65,10 @@ pub(super) fn apply(database: &Database, before: Position, steps: &[Step]) -> Re
         state.insert(v1::STATE_COMMITS, applied.after.commits)?;
     }
     // redb's default durability: written and synced when commit returns.
-    match txn.commit() {
+    // After a panic nobody knows whether it is, as after an error.
+    match file::caught(|| Ok(txn.commit()?)) {
         Ok(()) => Ok(applied),
-        Err(error) => Err(ApplyError::Commit(error.into(), applied)),
+        Err(fault) => Err(ApplyError::Commit(fault, applied)),
     }
 }
 

@@ -21,7 +21,8 @@ pub(super) struct DiskBackend {
 
 impl DiskBackend {
     pub(super) fn new(file: Arc<dyn DiskFile>) -> Self {
-        Self { file, resized: AtomicBool::new(false) }
+        // An earlier process may have changed it, and have been killed before its sync.
+        Self { file, resized: AtomicBool::new(true) }
     }
 }
 

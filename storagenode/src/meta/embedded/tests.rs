@@ -166,6 +166,10 @@ enum Fails {
     Writes,
     /// Writes say that the disk is full.
     Full,
+    /// Writing panics, as redb does over what is damaged while it is open.
+    WritesPanic,
+    /// Syncs panic: in the middle of a commit.
+    SyncsPanic,
     /// What is written reaches the disk, and then the sync says that it failed.
     SyncsAfterwards,
 }
@@ -233,12 +237,14 @@ impl FaultyFile {
         }
         match of {
             Fails::Full => Err(io::ErrorKind::StorageFull.into()),
+            Fails::WritesPanic | Fails::SyncsPanic => panic!("planted"),
             _ => Err(io::Error::other("planted")),
         }
     }
 
     fn check_write(&self) -> io::Result<()> {
         self.check(Fails::Writes)?;
+        self.check(Fails::WritesPanic)?;
         self.check(Fails::Full)
     }
 }
@@ -272,12 +278,14 @@ impl DiskFile for FaultyFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.check(Fails::Writes)?;
+        self.check(Fails::SyncsPanic)?;
         self.file.sync_data()?;
         self.check(Fails::SyncsAfterwards)
     }
 
     fn sync_all(&self) -> io::Result<()> {
         self.check(Fails::Writes)?;
+        self.check(Fails::SyncsPanic)?;
         self.file.sync_all()?;
         self.check(Fails::SyncsAfterwards)
     }
@@ -329,6 +337,36 @@ async fn a_commit_that_failed_but_happened_is_done() {
     assert_eq!(value(&store, "a").await.unwrap(), "2");
     assert_eq!(watch.next().await.unwrap().len(), 1);
     assert_eq!(put(&store, "a", "3").await, Ok(4));
+}
+
+/// As everything else that fails below: the caller hears of it, and the store goes on with what the disk holds.
+#[tokio::test]
+async fn a_panic_below_is_an_error_and_the_file_is_opened_afresh() {
+    for fails in [Fails::WritesPanic, Fails::SyncsPanic] {
+        let folder = folder();
+        let (disk, store) = open_faulty(folder.path()).await;
+        let mut watch = store.watch(everything(), 3).await.unwrap();
+        disk.fail(fails);
+        let answer = put(&store, "a", "2").await;
+        assert_eq!(disk.fails.load(Ordering::SeqCst), Fails::Nothing as u8, "it was opened afresh");
+        let now = value(&store, "a").await.unwrap();
+        match answer {
+            // What was written before the panic was a whole commit.
+            Ok(revision) => assert_eq!((revision, &now[..]), (3, &b"2"[..])),
+            Err(MetaError::Damaged(why)) => assert!(why.contains("planted") && now == "1", "{why}"),
+            Err(other) => panic!("{other}"),
+        }
+        let revision = put(&store, "b", "1").await.unwrap();
+        let events = watch.next().await.unwrap();
+        assert_eq!(events.last().map(Event::revision), Some(revision));
+        store.close().await;
+        assert_eq!(value(&open(folder.path()).await, "a").await.unwrap(), now);
+    }
+    let folder = folder();
+    let (file, _) = DatabaseFile::open(without_network().disk, folder.path()).unwrap();
+    let fault = file.read(|_| -> Result<(), Fault> { panic!("planted {}", 7) }).unwrap_err();
+    assert!(matches!(&fault, Fault::Damaged(why) if why == "planted 7"), "{fault:?}");
+    file.close();
 }
 
 #[tokio::test]

@@ -243,7 +243,7 @@ impl Writer {
             Ok(applied) => self.done(applied, askers),
             Err(ApplyError::Before(fault)) => {
                 let why = fault.not_done();
-                if matches!(fault, Fault::Io(_) | Fault::Full(_)) {
+                if !matches!(fault, Fault::Closed) {
                     self.suspect(None, why.clone());
                     // Answered as not done in any case.
                     let _ = self.settle().await;
@@ -293,6 +293,9 @@ impl Writer {
             },
             Err(fault) => fault.not_done(),
         };
+        if suspect.why != why {
+            tracing::error!(%why, "the metadata file cannot be used");
+        }
         suspect.look_at = self.env.clock.monotonic() + LOOK_AGAIN_AFTER;
         suspect.why = why.clone();
         self.suspect = Some(suspect);

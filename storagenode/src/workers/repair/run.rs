@@ -7,6 +7,7 @@ use std::{
 };
 
 use cairn_placement::{ClusterMap, NodeId, PgId};
+use cairn_proto::v1::ErrorCode;
 use futures::{StreamExt, stream};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -17,11 +18,13 @@ use super::{
     plan::{self, Held, Step},
 };
 use crate::{
-    chunks::{Purpose, SealedChunk, Tombstone},
+    chunks::{InventoryEntry, Purpose, SealedChunk, Tombstone},
     cluster::{ClusterState, NodeInfo},
-    replication::{peers::PeerError, write::Writer},
+    replication::{peers::PeerError, read::Reader, write::Writer},
 };
 
+/// Damaged chunks looked at in one go.
+const MENDED_AT_ONCE: usize = 1_000;
 /// Chunks fetched at the same time.
 const FETCHES_AT_ONCE: usize = 4;
 const FETCH_LIMIT: Duration = Duration::from_secs(30);
@@ -47,18 +50,27 @@ pub struct Settled {
 #[derive(Clone)]
 pub struct Repair {
     writer: Writer,
+    reader: Reader,
     options: RepairOptions,
     board: Arc<Mutex<Settled>>,
 }
 
 impl Repair {
-    pub fn new(writer: Writer, options: RepairOptions) -> Self {
-        Self { writer, options, board: Arc::default() }
+    pub fn new(writer: Writer, reader: Reader, options: RepairOptions) -> Self {
+        Self { writer, reader, options, board: Arc::default() }
     }
 
-    /// What the latest pass found.
+    /// What the latest pass found, without the groups in which damage was found since.
     pub fn settled(&self) -> Settled {
-        self.board.lock().clone()
+        let mut settled = self.board.lock().clone();
+        if let Some(map) = &self.writer.view.current().map {
+            for line in self.writer.store.damaged(None, usize::MAX) {
+                if let Some(held) = self.to_mend(map, line) {
+                    settled.groups.remove(&map.pg_of(&held.id));
+                }
+            }
+        }
+        settled
     }
 
     /// Passes, again and again, until `stop`.
@@ -67,7 +79,10 @@ impl Repair {
             loop {
                 let state = self.writer.view.current();
                 let busy = match &state.map {
-                    Some(map) => self.pass(&state, map).await,
+                    Some(map) => {
+                        self.mend(map).await;
+                        self.pass(&state, map).await
+                    }
                     None => false,
                 };
                 let pause = if busy { BUSY_PAUSE } else { self.options.interval };
@@ -75,12 +90,52 @@ impl Repair {
                 tokio::select! {
                     biased;
                     () = self.writer.env.clock.sleep(pause) => {}
+                    () = self.writer.store.damage_found() => {}
                     // A node that comes or goes is looked at now, not at the end of the pause.
                     _ = self.writer.view.wait_for(|state| (liveness(state) != nodes).then_some(())) => {}
                 }
             }
         };
         stop.run_until_cancelled(task).await;
+    }
+
+    /// Puts damaged chunks of this disk together anew, from what is sound of all copies, its own among them. Members that
+    /// have all lost a part of the same chunk agree that none has it: comparing them would not tell.
+    async fn mend(&self, map: &ClusterMap) {
+        let mut after = None;
+        loop {
+            let lines = self.writer.store.damaged(after, MENDED_AT_ONCE);
+            let Some(last) = lines.last() else { return };
+            after = Some(last.id);
+            let mended = stream::iter(lines.into_iter().filter_map(|line| self.to_mend(map, line)))
+                .map(|held| self.gather(map, held))
+                .buffer_unordered(FETCHES_AT_ONCE)
+                .filter(|mended| std::future::ready(*mended))
+                .count()
+                .await;
+            if mended > 0 {
+                info!(chunks = mended, "mended damaged chunks");
+                self.board.lock().repaired_chunks += mended as u64;
+            }
+        }
+    }
+
+    /// A damaged chunk, if this node should have it.
+    fn to_mend(&self, map: &ClusterMap, line: InventoryEntry) -> Option<Held> {
+        let InventoryEntry { id, volume, copies, .. } = line;
+        let holds = map.holders(map.pg_of(&id), copies).contains(&self.writer.me);
+        holds.then_some(Held { id, volume, copies, tombstone: false })
+    }
+
+    /// Stores a chunk that is put together from all copies; `true` if that went well.
+    async fn gather(&self, map: &ClusterMap, held: Held) -> bool {
+        match self.reader.gather(map, held.id, held.copies, 0..u32::MAX).await {
+            Ok((header, frames)) => self.store(SealedChunk { header: Arc::new(header), frames }).await,
+            Err(error) => {
+                debug!(chunk = %held.id, %error, "could not put a chunk together");
+                false
+            }
+        }
     }
 
     /// Compares with every live member and fetches what is missing; `true` if there was anything to do.
@@ -151,7 +206,7 @@ impl Repair {
             Step::Bury(_) => None,
         });
         let fetched = stream::iter(fetches)
-            .map(|held| self.fetch(peer, held))
+            .map(|held| self.fetch(map, peer, held))
             .buffer_unordered(FETCHES_AT_ONCE)
             .filter(|fetched| std::future::ready(*fetched))
             .count()
@@ -163,20 +218,26 @@ impl Repair {
         Ok(())
     }
 
-    async fn fetch(&self, peer: &NodeInfo, held: Held) -> bool {
+    async fn fetch(&self, map: &ClusterMap, peer: &NodeInfo, held: Held) -> bool {
         let result = self.writer.peers.get_chunk(peer, held.id, 0..u32::MAX, FETCH_LIMIT).await;
         let (header, frames) = match result {
             Ok(found) => found,
+            // Its copy is not whole either.
+            Err(error) if error.code == ErrorCode::DataCorrupt => return self.gather(map, held).await,
             Err(error) => {
                 debug!(chunk = %held.id, %error, "could not fetch a chunk");
                 return false;
             }
         };
-        let chunk = SealedChunk { header: Arc::new(header), frames };
+        self.store(SealedChunk { header: Arc::new(header), frames }).await
+    }
+
+    async fn store(&self, chunk: SealedChunk) -> bool {
+        let id = chunk.header.id;
         match self.writer.store.put(chunk, Purpose::Repair).await {
             Ok(_) => true,
             Err(error) => {
-                warn!(chunk = %held.id, %error, "could not store a fetched chunk");
+                warn!(chunk = %id, %error, "could not store a repaired chunk");
                 false
             }
         }

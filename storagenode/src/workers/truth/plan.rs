@@ -130,13 +130,11 @@ impl Wanted {
         self.by_group.get(&pg).is_none_or(BTreeMap::is_empty)
     }
 
-    /// The files with something that was not found, each with the groups.
-    pub fn left(self) -> BTreeMap<u32, BTreeSet<PgId>> {
-        let mut left: BTreeMap<u32, BTreeSet<PgId>> = BTreeMap::new();
-        for (pg, wanted) in self.by_group {
-            for file in wanted.into_values() {
-                left.entry(file).or_default().insert(pg);
-            }
+    /// The files with chunks that were not found.
+    pub fn left(self) -> BTreeMap<u32, Vec<ChunkId>> {
+        let mut left: BTreeMap<u32, Vec<ChunkId>> = BTreeMap::new();
+        for (id, file) in self.by_group.into_values().flatten() {
+            left.entry(file).or_default().push(id);
         }
         left
     }
@@ -248,7 +246,7 @@ mod tests {
         wanted.found(&map, pg, holders[0], &[held(id, true)]);
         wanted.found(&map, pg, stranger, &[held(id, false)]);
         assert!(!wanted.is_done(pg));
-        assert_eq!(wanted.left(), BTreeMap::from([(3, BTreeSet::from([pg]))]));
+        assert_eq!(wanted.left(), BTreeMap::from([(3, vec![id])]));
     }
 
     #[test]

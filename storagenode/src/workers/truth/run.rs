@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use cairn_placement::{ClusterMap, Generation, Incarnation, NodeId, PgId, VolumeId};
+use cairn_placement::{ChunkId, ClusterMap, Generation, NodeId, PgId, VolumeId};
 use tracing::{debug, error, info, warn};
 
 use super::{
@@ -16,7 +16,7 @@ use super::{
     plan::{self, Tally, Wanted},
 };
 use crate::{
-    cluster::{ClusterState, coordinate::Term},
+    cluster::{ClusterState, NodeInfo, coordinate::Term},
     meta::{
         Freshness, KeyValue, MetaError, Op, RangeRead, SharedMeta, Txn,
         keys::{
@@ -28,13 +28,18 @@ use crate::{
             volume::VolumeRecord,
         },
     },
-    replication::write::Writer,
+    replication::{
+        read::{FetchError, Reader},
+        write::Writer,
+    },
 };
 
 /// Records in one page.
 const PAGE: usize = 1_000;
 /// Chunks looked for at a time: bounds memory, at about 100 bytes each.
 const CHUNKS_A_PORTION: u64 = 100_000;
+/// Chunks that one pass tries to put together from damaged copies; if there are more in no inventory, disks are gone.
+const MAX_GATHERED: usize = 1_000;
 /// Counts written in one transaction.
 const COUNTS_A_TXN: usize = 50;
 /// The rest after a pass is so many times as long as the pass took, …
@@ -48,6 +53,7 @@ const UNEASY_REST: Duration = Duration::from_secs(1);
 pub struct Truth {
     pub meta: SharedMeta,
     pub writer: Writer,
+    pub reader: Reader,
     /// The shortest rest between passes that found everything.
     pub interval: Duration,
 }
@@ -60,6 +66,8 @@ struct Found {
     lost: BTreeSet<Generation>,
     /// The first of them as `volume/path`, [`MAX_NAMES`] at most.
     names: BTreeSet<String>,
+    /// Chunks that were tried to be put together from damaged copies.
+    gathered: usize,
 }
 
 impl Found {
@@ -229,20 +237,39 @@ impl Truth {
                 }
             }
         }
-        for (number, groups) in wanted.left() {
+        for (number, chunks) in wanted.left() {
             let suspect = &suspects[number as usize];
             let Some(entry) = self.meta.get(&suspect.key).await? else { continue };
-            if FileRecord::decode(&entry)?.generation() != suspect.generation {
+            let record = FileRecord::decode(&entry)?;
+            if record.generation() != suspect.generation {
                 continue;
             }
-            if groups.iter().any(|pg| !silent.contains(pg)) {
+            let asked: Vec<_> =
+                chunks.iter().copied().filter(|id| !silent.contains(&map.pg_of(id))).collect();
+            if self.is_lost(map, record.copies, &asked, found).await {
                 let volume = keys::file::volume(&entry)?;
                 let volume = volumes.get(&volume).cloned().unwrap_or_else(|| format!("#{volume}"));
                 found.lose(suspect.generation, format!("{volume}/{}", keys::file::path(&entry)?));
             }
-            found.missing.extend(groups);
+            found.missing.extend(chunks.iter().map(|id| map.pg_of(id)));
         }
         Ok(())
+    }
+
+    /// Whether one of these chunks, which no inventory has, is gone: damaged copies are in no inventory either, and may make
+    /// a whole one together, as repair soon will.
+    async fn is_lost(&self, map: &ClusterMap, copies: u8, chunks: &[ChunkId], found: &mut Found) -> bool {
+        for id in chunks {
+            if found.gathered >= MAX_GATHERED {
+                return true;
+            }
+            found.gathered += 1;
+            let gathered = self.reader.gather(map, *id, copies, 0..u32::MAX).await;
+            if matches!(gathered, Err(FetchError::Corrupt | FetchError::Missing)) {
+                return true;
+            }
+        }
+        false
     }
 
     async fn publish(
@@ -252,15 +279,18 @@ impl Truth {
         map: &ClusterMap,
         found: Found,
     ) -> Result<(), MetaError> {
+        let is_down = |id: &&NodeId| !state.nodes.get(id).is_some_and(NodeInfo::is_live);
         let record = TruthRecord {
             map_generation: map.generation,
             disks: state.disks(),
+            revision: state.revision,
+            down: map.nodes.keys().filter(is_down).map(|id| id.0).collect(),
             missing: found.missing.iter().take(MAX_GROUPS).map(|pg| pg.0).collect(),
             lost_files: found.lost.len() as u64,
             lost: found.names.into_iter().collect(),
         };
         let known = self.writer.view.current().compared.clone();
-        if known.as_ref() == Some(&record) {
+        if known.as_ref().is_some_and(|known| says_as_much(known, &record, state)) {
             return Ok(());
         }
         if record.lost_files > 0 {
@@ -303,10 +333,16 @@ impl Truth {
     }
 }
 
-/// What a pass is about: another map, disk or set of live nodes needs another pass.
-fn subject(state: &ClusterState) -> (u64, Vec<(NodeId, bool, Incarnation)>) {
+/// Whether a known record says all that a new one would: no node has started since.
+fn says_as_much(known: &TruthRecord, new: &TruthRecord, state: &ClusterState) -> bool {
+    let same = TruthRecord { revision: known.revision, ..new.clone() } == *known;
+    same && known.revision > 0 && state.nodes.values().all(|node| known.is_after(node.registered))
+}
+
+/// What a pass is about: another map, disk or set of live nodes needs another pass, and a node that has started anew.
+fn subject(state: &ClusterState) -> (u64, Vec<(NodeId, bool, u64)>) {
     let map = state.map.as_ref();
     let nodes = map.iter().flat_map(|map| map.nodes.keys()).filter_map(|id| state.nodes.get(id));
-    let nodes = nodes.map(|node| (node.id, node.is_live(), node.incarnation)).collect();
+    let nodes = nodes.map(|node| (node.id, node.is_live(), node.registered)).collect();
     (map.map_or(0, |map| map.generation), nodes)
 }
