@@ -281,7 +281,10 @@ fn sync_with_parents(disk: &dyn Disk, folder: &Path) -> io::Result<()> {
 }
 
 fn open_database(file: Arc<dyn DiskFile>, folder: &Path) -> Result<(Database, Position), OpenError> {
-    open_verified(file, folder)
+    let opening = AssertUnwindSafe(|| open_verified(file, folder));
+    catch_unwind(opening).unwrap_or_else(|panic| {
+        Err(OpenError::Damaged { file: folder.join(FILE_NAME), why: words_of(&*panic) })
+    })
 }
 
 fn open_verified(file: Arc<dyn DiskFile>, folder: &Path) -> Result<(Database, Position), OpenError> {
@@ -309,14 +312,13 @@ fn open_verified(file: Arc<dyn DiskFile>, folder: &Path) -> Result<(Database, Po
 fn builder() -> redb::Builder {
     let mut builder = redb::Builder::new();
     // Reading all of it takes 50 ms with 100,000 records (64 MB), a second with a million.
-    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(false);
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
     builder
 }
 
 /// redb asserts what holds in every sound file. Callers want an error.
 pub(super) fn caught<T>(work: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
-    let _ = (catch_unwind(AssertUnwindSafe(|| ())), words_of(&""));
-    work()
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(Fault::Damaged(words_of(&*panic))))
 }
 
 /// Closing writes, and so may panic; what comes next opens the file afresh or not at all.
