@@ -116,6 +116,24 @@ pub trait Disk: Send + Sync {
     fn space(&self, folder: &Path) -> io::Result<DiskSpace>;
 }
 
+/// Makes the names in a folder durable, its own, and those of the folders above it: any of them may have been made just now,
+/// or by a process that was killed before it had synced that.
+pub fn sync_with_parents(disk: &dyn Disk, folder: &Path) -> io::Result<()> {
+    for path in folder.ancestors() {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        match disk.sync_folder(path) {
+            // Nothing in it was made by us.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+                ) => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
 /// Size of a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiskSpace {

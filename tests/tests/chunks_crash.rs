@@ -473,6 +473,29 @@ fn a_group_whose_sync_failed_is_not_believed_from_the_cache() {
     });
 }
 
+/// Wherever a start is killed, what a later one acknowledges has a name that survives the power.
+#[test]
+fn folders_that_a_killed_process_made_are_synced_by_the_next() {
+    let nested = StoreOptions { folder: PathBuf::from("/disks/one/cairn/n1"), ..options() };
+    let open =
+        |disk: &SimDisk, seed| ChunkStore::open(env(seed, disk.clone(), &SimTime::default()), nested.clone());
+    for changes in 0..25 {
+        let disk = SimDisk::new(64 << 20);
+        disk.cut_power_after(changes);
+        SimTime::default().runtime().block_on(async { drop(open(&disk, 1).await) });
+        disk.kill();
+        SimTime::default().runtime().block_on(async {
+            let store = open(&disk, 2).await.expect("the store opens").0;
+            store.put(chunk(1), Purpose::Write).await.unwrap();
+        });
+        disk.crash(&mut StdRng::seed_from_u64(changes));
+        SimTime::default().runtime().block_on(async {
+            let store = open(&disk, 3).await.expect("the store opens").0;
+            assert_eq!(is_whole(&store, 1).await, Ok(true), "killed after {changes} changes");
+        });
+    }
+}
+
 /// Lost records and lost files leave nothing to find but the mark that tells of them, in the next segment.
 #[test]
 fn a_lost_end_and_a_lost_segment_are_named() {

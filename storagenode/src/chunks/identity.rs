@@ -8,7 +8,7 @@ use std::{io, path::Path, sync::Arc};
 use cairn_placement::Incarnation;
 
 use super::{OpenError, disk_error};
-use crate::env::{Disk, DiskFile, OpenMode, Random};
+use crate::env::{Disk, DiskFile, OpenMode, Random, sync_with_parents};
 
 const FILE: &str = "identity";
 const NEW_FILE: &str = "identity.new";
@@ -95,15 +95,8 @@ mod v1 {
 
 /// Makes the folder if needed, durably, and takes its lock.
 pub(super) fn lock_folder(disk: &dyn Disk, folder: &Path) -> Result<Arc<dyn DiskFile>, OpenError> {
-    let missing: Vec<&Path> = folder.ancestors().take_while(|path| is_missing(disk, path)).collect();
-    if !missing.is_empty() {
-        disk.create_folder(folder).map_err(disk_error("make the folder", folder))?;
-        for parent in
-            missing.iter().filter_map(|path| path.parent()).filter(|path| !path.as_os_str().is_empty())
-        {
-            disk.sync_folder(parent).map_err(disk_error("sync the folder", parent))?;
-        }
-    }
+    disk.create_folder(folder).map_err(disk_error("make the folder", folder))?;
+    sync_with_parents(disk, folder).map_err(disk_error("sync the folder", folder))?;
     let path = folder.join(LOCK_FILE);
     let file = match disk.open(&path, OpenMode::CreateNew) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => disk.open(&path, OpenMode::ReadWrite),
@@ -117,11 +110,6 @@ pub(super) fn lock_folder(disk: &dyn Disk, folder: &Path) -> Result<Arc<dyn Disk
         }
         Err(error) => Err(disk_error("lock", &path)(error)),
     }
-}
-
-fn is_missing(disk: &dyn Disk, path: &Path) -> bool {
-    !path.as_os_str().is_empty()
-        && matches!(disk.list(path), Err(error) if error.kind() == io::ErrorKind::NotFound)
 }
 
 /// Reads the identity, or makes the first one, and raises its boot counter on the disk. The folder must be locked.

@@ -27,7 +27,7 @@ use super::{
     space::{Admitted, Space},
     write::{Bury, Command, Put, Writer},
 };
-use crate::env::{DiskFile, Env};
+use crate::env::{DiskFile, Env, sync_with_parents};
 
 /// The memory budget is counted in these.
 const BUDGET_UNIT_BYTES: u64 = 1024;
@@ -439,7 +439,7 @@ fn open_blocking(env: &Env, options: &StoreOptions) -> Result<Opened, OpenError>
     let identity = open_identity(disk, &*env.random, folder, options.cluster_id, &options.node)?;
     let segments = folder.join(SEGMENTS_FOLDER);
     disk.create_folder(&segments).map_err(disk_error("make the folder", &segments))?;
-    disk.sync_folder(folder).map_err(disk_error("sync the folder", folder))?;
+    sync_with_parents(disk, &segments).map_err(disk_error("sync the folder", &segments))?;
     let table = SegmentTable::new(env.disk.clone(), folder, identity);
     let recovered = recover(disk, &table)?;
     let size = disk.space(folder).map_err(disk_error("get the size of", folder))?;

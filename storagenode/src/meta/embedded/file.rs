@@ -29,7 +29,7 @@ use super::{
     closed, v1,
 };
 use crate::{
-    env::{Disk, DiskFile, OpenMode},
+    env::{Disk, DiskFile, OpenMode, sync_with_parents},
     meta::{LeaseId, MetaError},
 };
 
@@ -260,24 +260,6 @@ fn create(disk: &dyn Disk, folder: &Path) -> Result<(), OpenError> {
     file.sync_all().map_err(io)?;
     drop(file);
     disk.rename(&path, &folder.join(FILE_NAME)).map_err(io)
-}
-
-/// The file, and any of the folders above it, may have got its name just now, or by a process that was killed before it
-/// had synced that.
-fn sync_with_parents(disk: &dyn Disk, folder: &Path) -> io::Result<()> {
-    for path in folder.ancestors() {
-        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        match disk.sync_folder(path) {
-            // Nothing in it was made by us.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
-                ) => {}
-            other => other?,
-        }
-    }
-    Ok(())
 }
 
 fn open_database(file: Arc<dyn DiskFile>, folder: &Path) -> Result<(Database, Position), OpenError> {
