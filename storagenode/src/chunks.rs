@@ -30,7 +30,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cairn_placement::{ChunkId, VolumeId};
+use cairn_placement::{ChunkId, Generation, VolumeId};
 
 mod format;
 mod header;
@@ -199,6 +199,25 @@ pub enum Presence {
     Present,
     Buried,
     Absent,
+}
+
+/// What of a disk a summary or an inventory tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Chunks that are whole, and tombstones: what members of a group compare.
+    Whole,
+    /// Everything of these sweep epochs, damaged chunks too: what a sweep looks at.
+    OnDisk { max_epoch: u32 },
+}
+
+impl Scope {
+    /// Whether chunks of a generation are in it.
+    pub fn has(self, generation: Generation) -> bool {
+        match self {
+            Self::Whole => true,
+            Self::OnDisk { max_epoch } => generation.epoch() <= max_epoch,
+        }
+    }
 }
 
 /// What is here of one placement group, for volumes that keep `copies` copies.

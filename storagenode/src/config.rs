@@ -264,6 +264,8 @@ impl<'a> Reader<'a> {
             repair: Duration::from_secs(between("REPAIR_SECONDS", 1, 3_600)),
             truth: Duration::from_secs(between("COMPARE_SECONDS", 1, 86_400)),
             tick: Duration::from_secs(between("TICK_SECONDS", 1, 3_600)),
+            sweep_every_ticks: between("SWEEP_TICKS", 2, 100_000),
+            quarantine_ticks: between("QUARANTINE_TICKS", 1, 1_000_000),
             collect_after_ticks: between("COLLECT_AFTER_TICKS", 1, 100_000),
             ..Timings::default()
         }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use cairn_placement::{Generation, NodeId, PgId, VolumeId};
 use futures::stream::BoxStream;
 
+mod claim;
 mod commit;
 mod damage;
 mod download;

@@ -25,7 +25,9 @@ use crate::{
     meta::{MetaError, RangeRead, SharedMeta, keys},
     metrics::Metrics,
     replication::{peers::Peers, read::Reader, write::Writer},
-    workers::{Repair, collect::Collector, remove::Remover, repair::RepairOptions, truth::Truth},
+    workers::{
+        Repair, collect::Collector, remove::Remover, repair::RepairOptions, sweep::Sweep, truth::Truth,
+    },
 };
 
 mod measure;
@@ -61,6 +63,10 @@ pub struct Timings {
     pub tick: Duration,
     /// Ticks that deleted chunks rest (R7).
     pub collect_after_ticks: u64,
+    /// Ticks between the beginnings of two sweeps (R2).
+    pub sweep_every_ticks: u64,
+    /// Ticks that chunks without a file rest before they are removed (R2).
+    pub quarantine_ticks: u64,
     /// Between repair passes at rest.
     pub repair: Duration,
     /// Between comparisons of the metadata with the disks, at rest and where they take little time.
@@ -75,6 +81,8 @@ impl Default for Timings {
             lease: Duration::from_secs(10),
             tick: Duration::from_secs(60),
             collect_after_ticks: 15,
+            sweep_every_ticks: 360,
+            quarantine_ticks: 1_440,
             repair: Duration::from_secs(5),
             truth: Duration::from_secs(30),
             join: Duration::from_secs(120),
@@ -218,6 +226,12 @@ impl Node {
                 reader,
                 interval: self.options.timings.truth,
             },
+            sweep: Sweep {
+                meta: self.meta.clone(),
+                writer: writer.clone(),
+                every_ticks: self.options.timings.sweep_every_ticks,
+                rest_ticks: self.options.timings.quarantine_ticks,
+            },
             collector: Collector::new(self.meta.clone(), writer, self.options.timings.collect_after_ticks),
             remover: Remover { meta: self.meta.clone() },
             metrics: self.metrics.clone(),
@@ -337,6 +351,7 @@ struct Housework {
     collector: Collector,
     remover: Remover,
     truth: Truth,
+    sweep: Sweep,
     metrics: Arc<Metrics>,
 }
 
@@ -357,6 +372,6 @@ impl Housekeeping for Housework {
     }
 
     async fn beside(&self, term: &Term) {
-        self.truth.run(term).await;
+        futures::join!(self.truth.run(term), self.sweep.run(term));
     }
 }

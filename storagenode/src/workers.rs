@@ -2,12 +2,14 @@
 //!
 //! * [`repair`] runs on every node: brings this node's groups up to date from the other members.
 //! * [`truth`] runs on the coordinator: whether everything that the metadata names is on some disk.
+//! * [`sweep`] runs on the coordinator: what uploads left behind.
 //! * [`collect`] and [`remove`] run on the coordinator: chunks of deleted generations, files of deleted volumes.
 
 pub mod collect;
 mod inventories;
 pub mod remove;
 pub mod repair;
+pub mod sweep;
 pub mod truth;
 
 pub use repair::Repair;

@@ -3,8 +3,10 @@
 pub mod cluster;
 pub mod disk;
 pub mod env;
+pub mod leftovers;
 pub mod life;
 pub mod linear;
 pub mod meta;
 pub mod network;
+pub mod plants;
 pub mod story;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use cairn_node::chunks::{
-    ChunkStore, Identity, OpenError, Presence, Purpose, PutError, PutOutcome, ReadError, SealedChunk,
+    ChunkStore, Identity, OpenError, Presence, Purpose, PutError, PutOutcome, ReadError, Scope, SealedChunk,
     StoreOptions, Tombstone, VolumeKey, seal_chunk,
 };
 use cairn_node::env::{Disk as _, OpenMode};
@@ -291,7 +291,7 @@ impl History {
             }
         }
         let usage = store.usage();
-        let lines = store.inventory(0, PgId(0), None, usize::MAX);
+        let lines = store.inventory(0, PgId(0), Scope::Whole, None, usize::MAX);
         if lines.len() as u64 != usage.chunks + usage.tombstones {
             return Err(format!("{} lines, {usage:?}", lines.len()));
         }

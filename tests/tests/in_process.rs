@@ -9,7 +9,7 @@ use cairn_client::{
 };
 use cairn_node::{
     api,
-    chunks::Kek,
+    chunks::{Kek, Scope},
     cluster::NodeInfo,
     env::{
         Env, Listener, Protocol,
@@ -289,8 +289,8 @@ async fn requests_for_another_disk_are_refused() {
     let id = ChunkId { generation: Generation([1; 16]), index: 0 };
     let answers: [(&str, Option<PeerError>); 5] = [
         ("get", peers.get_chunk(&other, id, 0..1, limit).await.err()),
-        ("summarize", peers.summarize(&other, 4, &[PgId(0)], limit).await.err()),
-        ("inventory", peers.inventory(&other, 4, PgId(0), 10, limit).await.err()),
+        ("summarize", peers.summarize(&other, 4, &[PgId(0)], Scope::Whole, limit).await.err()),
+        ("inventory", peers.inventory(&other, 4, PgId(0), Scope::Whole, 10, limit).await.err()),
         ("bury", peers.bury(&other, vec![], limit).await.err()),
         ("settled", peers.settled(&other, 4, limit).await.err()),
     ];
@@ -348,7 +348,7 @@ async fn while_the_metadata_store_is_in_doubt_no_node_takes_a_tombstone() {
     let holds = async |what: &str, wanted: &dyn Fn(&InventoryEntry) -> bool| {
         let mut entries = Vec::new();
         for _ in 0..300 {
-            entries = peers.inventory(&n2, pg_bits, pg, 100, LIMIT).await.expect("n2 answers");
+            entries = peers.inventory(&n2, pg_bits, pg, Scope::Whole, 100, LIMIT).await.expect("n2 answers");
             if entries.iter().any(wanted) {
                 return entries;
             }

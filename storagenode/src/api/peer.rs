@@ -179,9 +179,10 @@ impl Peer for PeerService {
         if request.placement_groups.len() > MAX_GROUPS {
             return Err(invalid(format!("ask for at most {MAX_GROUPS} groups at once")));
         }
+        let scope = wire::scope_from_wire(request.max_epoch);
         let mut summaries = Vec::with_capacity(request.placement_groups.len());
         for number in request.placement_groups {
-            let by_copies = self.store.summarize(bits, group(number, bits)?).into_iter();
+            let by_copies = self.store.summarize(bits, group(number, bits)?, scope).into_iter();
             let by_copies = by_copies.map(|summary| proto::CopySummary {
                 copies: u32::from(summary.copies),
                 chunks: summary.chunks,
@@ -202,12 +203,13 @@ impl Peer for PeerService {
         let request = request.into_inner();
         let bits = pg_bits(request.pg_bits)?;
         let pg = group(request.placement_group, bits)?;
+        let scope = wire::scope_from_wire(request.max_epoch);
         let store = self.store.clone();
         let pages = stream::unfold(Some(None), move |after| {
             let store = store.clone();
             async move {
                 let after: Option<(u64, ChunkId)> = after?;
-                let entries = store.inventory(bits, pg, after, INVENTORY_PAGE);
+                let entries = store.inventory(bits, pg, scope, after, INVENTORY_PAGE);
                 let last = entries.last().filter(|_| entries.len() == INVENTORY_PAGE);
                 let next = last.map(|entry| Some((entry.id.hash(), entry.id)));
                 let entries = entries.iter().map(entry_to_wire).collect();

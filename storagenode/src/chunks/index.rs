@@ -12,7 +12,7 @@ use std::{
 
 use cairn_placement::{ChunkId, Generation, PgId, VolumeId};
 
-use super::{CopySummary, InventoryEntry, Presence, format::Tombstone, header::ChunkHeader};
+use super::{CopySummary, InventoryEntry, Presence, Scope, format::Tombstone, header::ChunkHeader};
 
 /// Where a chunk's record is. `slot` is the segment's number in the table of segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,12 +182,15 @@ impl Index {
     }
 
     /// Counts and digests of one placement group, by number of copies.
-    pub fn summarize(&self, pg_bits: u8, pg: PgId) -> Vec<CopySummary> {
+    pub fn summarize(&self, pg_bits: u8, pg: PgId, scope: Scope) -> Vec<CopySummary> {
         let mut by_copies: Vec<CopySummary> = Vec::new();
-        for ((hash, _), known) in self.entries.range(keys(pg_bits, pg)) {
+        let whole = self.entries.range(keys(pg_bits, pg)).map(|(key, known)| (*key, *known));
+        for ((hash, _), known) in
+            whole.chain(self.damaged_in(pg_bits, pg, scope)).filter(|((_, id), _)| scope.has(id.generation))
+        {
             let copies = match known {
                 Known::Present(entry) | Known::Damaged(entry) => entry.copies,
-                Known::Buried { copies, .. } => *copies,
+                Known::Buried { copies, .. } => copies,
             };
             let at = by_copies.iter().position(|summary| summary.copies == copies).unwrap_or_else(|| {
                 by_copies.push(CopySummary { copies, ..CopySummary::default() });
@@ -199,10 +202,24 @@ impl Index {
                 Known::Buried { .. } => (&mut summary.tombstones, &mut summary.tombstone_digest),
             };
             *count += 1;
-            *digest = digest.wrapping_add(*hash);
+            *digest = digest.wrapping_add(hash);
         }
         by_copies.sort_by_key(|summary| summary.copies);
         by_copies
+    }
+
+    /// Damaged chunks of a group, if the scope has them.
+    fn damaged_in(
+        &self,
+        pg_bits: u8,
+        pg: PgId,
+        scope: Scope,
+    ) -> impl Iterator<Item = ((u64, ChunkId), Known)> + '_ {
+        let damaged = match scope {
+            Scope::Whole => None,
+            Scope::OnDisk { .. } => Some(self.damaged.range(keys(pg_bits, pg))),
+        };
+        damaged.into_iter().flatten().map(|(key, entry)| (*key, Known::Damaged(*entry)))
     }
 
     /// At most `limit` lines of one placement group, those after `after`.
@@ -210,6 +227,7 @@ impl Index {
         &self,
         pg_bits: u8,
         pg: PgId,
+        scope: Scope,
         after: Option<(u64, ChunkId)>,
         limit: usize,
     ) -> Vec<InventoryEntry> {
@@ -219,16 +237,34 @@ impl Index {
             Some(after) if after >= *all.start() => Bound::Excluded(after),
             _ => Bound::Included(*all.start()),
         };
-        self.entries
+        let behind = |(key, _): &((u64, ChunkId), Known)| after.is_none_or(|after| *key > after);
+        let mut lines: Vec<((u64, ChunkId), Known)> = self
+            .entries
             .range((start, Bound::Included(*all.end())))
+            .map(|(key, known)| (*key, *known))
+            .filter(|((_, id), _)| scope.has(id.generation))
             .take(limit)
-            .map(|((_, id), known)| match *known {
+            .collect();
+        let whole = lines.len();
+        lines.extend(
+            self.damaged_in(pg_bits, pg, scope)
+                .filter(behind)
+                .filter(|((_, id), _)| scope.has(id.generation))
+                .take(limit),
+        );
+        if lines.len() > whole {
+            lines.sort_by_key(|(key, _)| *key);
+            lines.truncate(limit);
+        }
+        lines
+            .into_iter()
+            .map(|((_, id), known)| match known {
                 Known::Present(Entry { volume, copies, plain_length, .. })
                 | Known::Damaged(Entry { volume, copies, plain_length, .. }) => {
-                    InventoryEntry { id: *id, volume, copies, plain_length, tombstone: false }
+                    InventoryEntry { id, volume, copies, plain_length, tombstone: false }
                 }
                 Known::Buried { volume, copies } => {
-                    InventoryEntry { id: *id, volume, copies, plain_length: 0, tombstone: true }
+                    InventoryEntry { id, volume, copies, plain_length: 0, tombstone: true }
                 }
             })
             .collect()
@@ -281,14 +317,29 @@ mod tests {
         assert_eq!(index.get(id(1)), Some(Known::Damaged(entry(3, 5))));
         assert_eq!(index.presence(id(1)), Presence::Absent);
         assert_eq!((index.chunks(), index.damaged_chunks()), (0, 1));
-        assert!(index.summarize(0, PgId(0)).is_empty() && index.inventory(0, PgId(0), None, 9).is_empty());
+        let all = PgId(0);
+        let lines = |index: &Index, scope| {
+            let sum: u64 = index.summarize(0, all, scope).iter().map(|summary| summary.chunks).sum();
+            (index.inventory(0, all, scope, None, 9).len() as u64, sum)
+        };
+        let epoch = id(1).generation.epoch();
+        assert_eq!(lines(&index, Scope::Whole), (0, 0));
+        assert_eq!(lines(&index, Scope::OnDisk { max_epoch: epoch }), (1, 1));
+        assert_eq!(lines(&index, Scope::OnDisk { max_epoch: epoch - 1 }), (0, 0));
+        index.insert(id(2), entry(3, 1)).unwrap();
+        assert_eq!(lines(&index, Scope::Whole), (1, 1));
+        let scope = Scope::OnDisk { max_epoch: u32::MAX };
+        let first = index.inventory(0, all, scope, None, 1);
+        let second = index.inventory(0, all, scope, Some((first[0].id.hash(), first[0].id)), 9);
+        assert_eq!((first.len(), second.len()), (1, 1), "page by page");
+        assert!(first[0].id.hash() < second[0].id.hash());
         assert_eq!(index.damaged(None, 9), [(id(1), entry(3, 5))]);
         assert!(index.damaged(Some(id(1)), 9).is_empty());
         assert_eq!(index.insert(id(1), entry(3, 6)), Ok(Some(entry(3, 5))), "what it replaces");
-        assert_eq!((index.chunks(), index.damaged_chunks()), (1, 0));
+        assert_eq!((index.chunks(), index.damaged_chunks()), (2, 0));
         assert!(index.set_apart(id(1), entry(3, 6).place));
         assert_eq!(index.bury(tombstone(1, 3)), Some(entry(3, 6)));
-        assert_eq!((index.chunks(), index.tombstones(), index.damaged_chunks()), (0, 1, 0));
+        assert_eq!((index.chunks(), index.tombstones(), index.damaged_chunks()), (1, 1, 0));
     }
 
     proptest! {
@@ -309,14 +360,14 @@ mod tests {
                 let mut lines = Vec::new();
                 let mut after = None;
                 loop {
-                    let more = index.inventory(pg_bits, PgId(pg), after, page);
+                    let more = index.inventory(pg_bits, PgId(pg), Scope::Whole, after, page);
                     let Some(last) = more.last() else { break };
                     after = Some((last.id.hash(), last.id));
                     lines.extend(more);
                 }
                 prop_assert!(lines.is_sorted_by_key(|line| (line.id.hash(), line.id)));
                 prop_assert!(lines.iter().all(|line| line.id.pg(pg_bits) == PgId(pg)));
-                for summary in index.summarize(pg_bits, PgId(pg)) {
+                for summary in index.summarize(pg_bits, PgId(pg), Scope::Whole) {
                     let of = |dead| lines.iter().filter(move |l| l.tombstone == dead && l.copies == summary.copies);
                     prop_assert_eq!(of(false).count() as u64, summary.chunks);
                     prop_assert_eq!(of(true).count() as u64, summary.tombstones);

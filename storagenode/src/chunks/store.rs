@@ -16,7 +16,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::{
     ChunkError, CopySummary, Counters, InventoryEntry, OpenError, Presence, Purpose, PutError, PutOutcome,
-    ReadError, StoreOptions, Usage, disk_error,
+    ReadError, Scope, StoreOptions, Usage, disk_error,
     format::{Sighting, Tombstone, align, record_header_length},
     header::{ChunkHeader, SealedChunk},
     identity::{Identity, SEGMENTS_FOLDER, lock_folder, open_identity},
@@ -253,8 +253,8 @@ impl ChunkStore {
     }
 
     /// Count and digest of one placement group, by number of copies.
-    pub fn summarize(&self, pg_bits: u8, pg: PgId) -> Vec<CopySummary> {
-        self.inner.index.read().summarize(pg_bits, pg)
+    pub fn summarize(&self, pg_bits: u8, pg: PgId, scope: Scope) -> Vec<CopySummary> {
+        self.inner.index.read().summarize(pg_bits, pg, scope)
     }
 
     /// At most `limit` lines of one placement group in order of (hash, id), those after `after`.
@@ -262,10 +262,11 @@ impl ChunkStore {
         &self,
         pg_bits: u8,
         pg: PgId,
+        scope: Scope,
         after: Option<(u64, ChunkId)>,
         limit: usize,
     ) -> Vec<InventoryEntry> {
-        self.inner.index.read().inventory(pg_bits, pg, after, limit)
+        self.inner.index.read().inventory(pg_bits, pg, scope, after, limit)
     }
 
     pub fn contains(&self, id: ChunkId) -> Presence {

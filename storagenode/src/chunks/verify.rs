@@ -8,7 +8,7 @@ use std::path::Path;
 
 use cairn_placement::{ChunkId, PgId, VolumeId};
 
-use super::{ChunkStore, CorruptRange, OpenError, StoreOptions, identity::read_identity};
+use super::{ChunkStore, CorruptRange, OpenError, Scope, StoreOptions, identity::read_identity};
 use crate::env::Env;
 
 /// Lines of the inventory taken at a time.
@@ -48,7 +48,7 @@ pub async fn verify(
         Verified { node: identity.node, corrupt: store.recovery().corrupt.clone(), ..Verified::default() };
     let mut after = None;
     loop {
-        let page = store.inventory(0, PgId(0), after, PAGE);
+        let page = store.inventory(0, PgId(0), Scope::Whole, after, PAGE);
         let Some(last) = page.last() else { break };
         after = Some((last.id.hash(), last.id));
         for line in &page {

@@ -84,6 +84,18 @@ pub(super) const SETTINGS: &[Setting] = &[
         Some("15"),
         "Ticks that deleted content rests, for downloads that have begun (1 to 100000)",
     ),
+    setting(
+        "SWEEP_TICKS",
+        "COUNT",
+        Some("360"),
+        "Ticks between sweeps for what uploads left behind (2 to 100000)",
+    ),
+    setting(
+        "QUARANTINE_TICKS",
+        "COUNT",
+        Some("1440"),
+        "Ticks that what a sweep finds rests before it is removed (1 to 1000000)",
+    ),
     setting("CAPACITY", "BYTES", None, "How much of the disk to use, such as 100Gi [default: all of it]"),
     setting(
         "LOG",

@@ -65,6 +65,11 @@ impl Slots {
         Self { node: node.to_owned(), free: Mutex::new(free), permits: Semaphore::new(usize::from(SLOTS)) }
     }
 
+    /// Name of the gateway.
+    pub(super) fn node(&self) -> &str {
+        &self.node
+    }
+
     async fn take(&self) -> Slot<'_> {
         let permit = self.permits.acquire().await.expect("the semaphore is never closed");
         let slot = self.free.lock().pop().expect("as many free slots as permits");

@@ -15,6 +15,7 @@ use tracing::{debug, warn};
 
 use super::{
     Condition, ContentIn, FileError, FileInfo, FilePath, UploadSpec, VolumeName,
+    claim::{Claim, is_young, lapsed, too_old},
     commit::{Outcome, Proposal},
     gateway::{Gateway, OpenVolume, file_info},
 };
@@ -52,6 +53,8 @@ struct Upload<'a> {
     chunks: u32,
     received: u64,
     hasher: blake3::Hasher,
+    /// Held once the sweep epoch was raised since it began.
+    claim: Option<Claim>,
 }
 
 impl Gateway {
@@ -94,6 +97,7 @@ impl Gateway {
             chunks: 0,
             received: 0,
             hasher: blake3::Hasher::new(),
+            claim: None,
         };
         let result = async {
             let gone = || FileError::UploadIncomplete("the client went away".into());
@@ -134,26 +138,30 @@ impl Gateway {
                 then.extend(collect_ops(volume, old, self.view.current().tick));
             }
             let file_revision = present.as_ref().map_or(0, |entry| entry.mod_revision);
-            let proposal = Proposal {
-                compare: vec![
-                    Compare::unchanged(file_key.clone(), file_revision),
-                    Compare::unchanged(volume_key.clone(), volume_revision),
-                    Compare::unchanged(keys::map::key(), map_revision),
-                    Compare::unchanged(keys::epoch_key(), epoch_revision),
-                ],
-                then,
-                look: vec![file_key.clone(), volume_key.clone(), keys::map::key(), keys::epoch_key()],
-            };
+            let mut compare = vec![
+                Compare::unchanged(file_key.clone(), file_revision),
+                Compare::unchanged(volume_key.clone(), volume_revision),
+                Compare::unchanged(keys::map::key(), map_revision),
+                Compare::unchanged(keys::epoch_key(), epoch_revision),
+            ];
+            let claim_key = keys::upload::key(&upload.generation);
+            if let Some(claim) = &upload.claim {
+                compare.push(Compare::unchanged(claim_key.clone(), claim.revision));
+                then.push(Op::delete(claim_key.clone()));
+            }
+            let look =
+                vec![file_key.clone(), volume_key.clone(), keys::map::key(), keys::epoch_key(), claim_key];
+            let proposal = Proposal { compare, then, look };
             let found = match self.commit(upload.generation.0, proposal).await? {
                 Outcome::Committed => return Ok(info),
                 Outcome::Refused(found) => found,
             };
-            let [file, stored_volume, map, epoch] = <[_; 4]>::try_from(found)
+            let [file, stored_volume, map, epoch, claim] = <[_; 5]>::try_from(found)
                 .map_err(|_| FileError::Internal("a commit answered with too few reads".into()))?;
             volume_revision = self.same_volume(volume, stored_volume).await?;
             holds(spec.condition, file.as_ref(), &spec.path)?;
             present = file;
-            epoch_revision = upload.same_epoch(epoch.as_ref())?;
+            epoch_revision = upload.is_still_young(epoch.as_ref(), claim.as_ref())?;
             let revision = map.map_or(0, |entry| entry.mod_revision);
             if revision != map_revision {
                 upload.check_new_map(revision).await?;
@@ -184,8 +192,7 @@ impl Upload<'_> {
         let mut pieces: Vec<Bytes> = Vec::new();
         let mut gathered = 0;
         let mut permit: Option<Arc<OwnedSemaphorePermit>> = None;
-        while let Some(piece) = content.next().await {
-            let mut piece = piece?;
+        while let Some(mut piece) = self.next_piece(&mut content).await? {
             self.received += piece.len() as u64;
             if spec.size_bytes.is_some_and(|declared| self.received > declared) {
                 return Err(self.wrong_size(spec));
@@ -279,15 +286,29 @@ impl Upload<'_> {
         })
     }
 
-    /// R2: a commit may be at most one sweep behind.
-    fn same_epoch(&self, stored: Option<&KeyValue>) -> Result<u64, FileError> {
-        let epoch = stored.map(keys::number).transpose()?.unwrap_or(0);
-        if u64::from(self.generation.epoch()) + 1 < epoch {
-            return Err(FileError::UploadIncomplete(
-                "it took so long that its parts may have been swept".into(),
-            ));
+    /// More content, if there is more. Claims the upload's generation when a sweep begins meanwhile, before the next one does.
+    async fn next_piece(&mut self, content: &mut ContentIn) -> Result<Option<Bytes>, FileError> {
+        while self.claim.is_none() {
+            let raised = |state: &ClusterState| (state.epoch > self.generation.epoch()).then_some(());
+            tokio::select! {
+                biased;
+                () = self.gateway.view.wait_for(raised) => {}
+                piece = content.next() => return piece.transpose(),
+            }
+            self.claim = Some(self.gateway.claim(self.generation).await?);
         }
-        Ok(stored.map_or(0, |entry| entry.mod_revision))
+        content.next().await.transpose()
+    }
+
+    /// R2: a commit without a claim may be at most one sweep behind. Gives the epoch's revision.
+    fn is_still_young(&self, epoch: Option<&KeyValue>, claim: Option<&KeyValue>) -> Result<u64, FileError> {
+        match &self.claim {
+            Some(held) if claim.is_none_or(|stored| stored.mod_revision != held.revision) => Err(lapsed()),
+            None if !is_young(self.generation, epoch.map(keys::number).transpose()?.unwrap_or(0)) => {
+                Err(too_old())
+            }
+            _ => Ok(epoch.map_or(0, |entry| entry.mod_revision)),
+        }
     }
 
     /// After a change of the map: goes on only if no chunk of this upload belongs to other nodes now.

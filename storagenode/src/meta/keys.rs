@@ -14,18 +14,23 @@
 //! | `c/restored/<node>` | [`restored::RestoredRecord`]: the store is behind what that node had seen | that node |
 //! | `c/accepted` | tick at which a restored store was accepted | `cairn-node recover` |
 //! | `c/truth` | [`truth::TruthRecord`], what comparing metadata and disks found | the coordinator |
+//! | `c/sweep` | [`sweep::SweepRecord`], the latest sweep | the coordinator |
 //! | `c/tick` | the minutes counted (R10) | the coordinator |
 //! | `volume/<name>` | [`volume::VolumeRecord`] | gateways |
 //! | `count/<volume>` | [`count::CountRecord`]: files and bytes when last counted | the coordinator |
 //! | `volume-id` | the last number given to a volume | gateways |
 //! | `file/<volume id>/<path>` | [`file::FileRecord`] | gateways |
 //! | `slot/<node>/<number>` | [`slot`]: what the gateway last committed there | that gateway |
+//! | `file:sweep` | a marker behind a scan of the records, see [`sweep::marker_key`] | the coordinator |
+//! | `upload/<generation>` | [`upload::UploadRecord`], leased: a long upload | that gateway |
+//! | `quarantine/<generation>` | [`quarantine::QuarantineRecord`], found without a file | the coordinator |
 //! | `collect/<generation>` | [`collect::CollectRecord`] | gateways, removed by the coordinator |
 //!
 //! Everything under `c/` is small and watched by every node. Values are JSON with a version `v`, except file records,
 //! map pages and slots, which are binary and begin with a version byte.
 
 use bytes::Bytes;
+use cairn_placement::Generation;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{KeyValue, MetaError};
@@ -37,9 +42,12 @@ pub mod file;
 pub mod intent;
 pub mod map;
 pub mod node;
+pub mod quarantine;
 pub mod restored;
 pub mod slot;
+pub mod sweep;
 pub mod truth;
+pub mod upload;
 pub mod volume;
 
 /// Everything that each node mirrors.
@@ -90,6 +98,13 @@ pub(crate) fn newer(key: &[u8], version: u8) -> MetaError {
 /// A key for messages.
 pub(crate) fn name(key: &[u8]) -> String {
     key.escape_ascii().to_string()
+}
+
+/// The generation that a key names behind its prefix.
+pub(crate) fn generation(prefix: &[u8], entry: &KeyValue) -> Result<Generation, MetaError> {
+    let text = entry.key.strip_prefix(prefix).and_then(|rest| std::str::from_utf8(rest).ok());
+    text.and_then(|text| text.parse().ok())
+        .ok_or_else(|| MetaError::Damaged(format!("{} names no generation", name(&entry.key))))
 }
 
 /// The last number given to a node.

@@ -29,7 +29,7 @@ use tonic::{
 
 use super::wire::{self, FrameAssembler, MAX_MESSAGE_BYTES};
 use crate::{
-    chunks::{ChunkHeader, SealedChunk},
+    chunks::{ChunkHeader, Scope, SealedChunk},
     cluster::NodeInfo,
     env::Env,
 };
@@ -249,12 +249,14 @@ impl Peers {
         node: &NodeInfo,
         pg_bits: u8,
         groups: &[PgId],
+        scope: Scope,
         limit: Duration,
     ) -> Result<proto::SummarizeResponse, PeerError> {
         let (mut client, _in_flight) = self.client(node)?;
         let request = proto::SummarizeRequest {
             pg_bits: u32::from(pg_bits),
             placement_groups: groups.iter().map(|pg| pg.0).collect(),
+            max_epoch: wire::scope_to_wire(scope),
         };
         self.bounded(limit, async { Ok(client.summarize(request).await?.into_inner()) }).await
     }
@@ -265,11 +267,16 @@ impl Peers {
         node: &NodeInfo,
         pg_bits: u8,
         pg: PgId,
+        scope: Scope,
         most: usize,
         limit: Duration,
     ) -> Result<Vec<proto::InventoryEntry>, PeerError> {
         let (mut client, _in_flight) = self.client(node)?;
-        let request = proto::InventoryRequest { pg_bits: u32::from(pg_bits), placement_group: pg.0 };
+        let request = proto::InventoryRequest {
+            pg_bits: u32::from(pg_bits),
+            placement_group: pg.0,
+            max_epoch: wire::scope_to_wire(scope),
+        };
         self.bounded(limit, async {
             let mut stream = client.inventory(request).await?.into_inner();
             let mut entries = Vec::new();

@@ -5,7 +5,7 @@ use cairn_placement::{ChunkId, Generation, VolumeId};
 use cairn_proto::v1::{self as proto, ErrorCode};
 use tonic_types::StatusExt;
 
-use crate::chunks::{ChunkHeader, FRAME_BYTES, TAG_BYTES};
+use crate::chunks::{ChunkHeader, FRAME_BYTES, Scope, TAG_BYTES};
 
 /// Bytes of a data message between nodes: 16 sealed frames.
 pub const MESSAGE_BYTES: usize = 16 * (FRAME_BYTES + TAG_BYTES);
@@ -113,6 +113,18 @@ impl FrameAssembler {
     pub fn finish(self) -> Option<Vec<Bytes>> {
         self.wanted.is_none().then_some(self.frames)
     }
+}
+
+/// A scope's form in requests.
+pub fn scope_to_wire(scope: Scope) -> Option<u32> {
+    match scope {
+        Scope::Whole => None,
+        Scope::OnDisk { max_epoch } => Some(max_epoch),
+    }
+}
+
+pub fn scope_from_wire(max_epoch: Option<u32>) -> Scope {
+    max_epoch.map_or(Scope::Whole, |max_epoch| Scope::OnDisk { max_epoch })
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use cairn_proto::v1 as proto;
 
 use super::repair::plan::{Digest, Digests, Held};
 use crate::{
+    chunks::Scope,
     cluster::NodeInfo,
     replication::{peers::PeerError, wire, write::Writer},
 };
@@ -19,10 +20,10 @@ const SUMMARY_LIMIT: Duration = Duration::from_secs(10);
 const INVENTORY_LIMIT: Duration = Duration::from_secs(60);
 
 /// Count and digest of what this node holds of `groups`.
-pub fn own_digests(writer: &Writer, map: &ClusterMap, groups: &[PgId]) -> Digests {
+pub fn own_digests(writer: &Writer, map: &ClusterMap, groups: &[PgId], scope: Scope) -> Digests {
     let mut digests = Digests::new();
     for pg in groups {
-        for summary in writer.store.summarize(map.pg_bits, *pg) {
+        for summary in writer.store.summarize(map.pg_bits, *pg, scope) {
             let digest = Digest {
                 chunks: summary.chunks,
                 chunk_digest: summary.chunk_digest,
@@ -41,17 +42,18 @@ pub async fn digests(
     map: &ClusterMap,
     node: &NodeInfo,
     groups: &[PgId],
+    scope: Scope,
 ) -> Result<Digests, PeerError> {
     if node.id == writer.me {
-        return Ok(own_digests(writer, map, groups));
+        return Ok(own_digests(writer, map, groups, scope));
     }
-    let answer = writer.peers.summarize(node, map.pg_bits, groups, SUMMARY_LIMIT).await?;
+    let answer = writer.peers.summarize(node, map.pg_bits, groups, scope, SUMMARY_LIMIT).await?;
     Ok(digests_from_wire(&answer))
 }
 
 /// Everything that this node holds of one group.
-pub fn own_inventory(writer: &Writer, map: &ClusterMap, pg: PgId) -> Vec<Held> {
-    let lines = writer.store.inventory(map.pg_bits, pg, None, usize::MAX).into_iter();
+pub fn own_inventory(writer: &Writer, map: &ClusterMap, pg: PgId, scope: Scope) -> Vec<Held> {
+    let lines = writer.store.inventory(map.pg_bits, pg, scope, None, usize::MAX).into_iter();
     let held = lines.map(|line| Held {
         id: line.id,
         volume: line.volume,
@@ -67,11 +69,12 @@ pub async fn inventory(
     map: &ClusterMap,
     node: &NodeInfo,
     pg: PgId,
+    scope: Scope,
 ) -> Result<Vec<Held>, PeerError> {
     if node.id == writer.me {
-        return Ok(own_inventory(writer, map, pg));
+        return Ok(own_inventory(writer, map, pg, scope));
     }
-    let lines = writer.peers.inventory(node, map.pg_bits, pg, MAX_INVENTORY, INVENTORY_LIMIT).await?;
+    let lines = writer.peers.inventory(node, map.pg_bits, pg, scope, MAX_INVENTORY, INVENTORY_LIMIT).await?;
     Ok(lines.into_iter().filter_map(held_from_wire).collect())
 }
 

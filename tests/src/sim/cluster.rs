@@ -21,6 +21,7 @@ use super::{
     life::{Life, LifeClock, LifeThreads},
     meta::MetaFaults,
     network::SimNet,
+    plants::Plant,
 };
 
 /// 2026-01-01, so that dates look like dates.
@@ -83,6 +84,11 @@ pub struct SimCluster {
 impl SimCluster {
     /// Starts a store and a node in each of `zones`.
     pub async fn start(seed: u64, zones: &[&str]) -> Self {
+        Self::start_planted(seed, zones, Plant::None).await
+    }
+
+    /// The same with a bug in it.
+    pub async fn start_planted(seed: u64, zones: &[&str], plant: Plant) -> Self {
         let clock = PausedClock::start();
         let store_env = Env {
             clock: clock.clone(),
@@ -106,7 +112,7 @@ impl SimCluster {
             clock,
             seed,
             random: StdRng::seed_from_u64(seed),
-            store: Arc::new(store),
+            store: plant.in_store(Arc::new(store)),
             kek: Arc::new(Kek::from_bytes([9; 32])),
             nodes: zones.iter().enumerate().map(node).collect(),
         };
@@ -140,6 +146,11 @@ impl SimCluster {
     /// The gateway of a node that runs.
     pub fn files(&self, index: usize) -> Option<SharedFiles> {
         self.node(index).map(RunningNode::files)
+    }
+
+    /// The store itself, through which no message gets lost.
+    pub fn meta(&self) -> &SharedMeta {
+        &self.store
     }
 
     pub fn disk(&self, index: usize) -> &SimDisk {
@@ -179,7 +190,7 @@ impl SimCluster {
             capacity_bytes: None,
             kek: self.kek.clone(),
             expected_nodes: nodes,
-            timings: Timings { tick: Duration::from_secs(5), ..Timings::default() },
+            timings: timings(),
             budgets: Budgets { gateway_bytes: 4 << 20, member_bytes: 4 << 20 },
         };
         let serving = ServeOptions { grpc, http, tokens: TOKENS.into(), limits: api::Limits::default() };
@@ -215,6 +226,17 @@ impl SimCluster {
         // Its tasks stay, and get no answers any more; see `life`.
         std::mem::forget(node);
         true
+    }
+}
+
+/// A story lasts a minute or two; sweeps come often enough to see several.
+fn timings() -> Timings {
+    Timings {
+        tick: Duration::from_secs(5),
+        sweep_every_ticks: 3,
+        quarantine_ticks: 12,
+        collect_after_ticks: 6,
+        ..Timings::default()
     }
 }
 

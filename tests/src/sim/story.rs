@@ -23,6 +23,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
 use super::{
     cluster::{SimCluster, runtime},
+    leftovers::Leftovers,
     linear::{self, Act, Operation, Value},
     meta::Odds,
 };
@@ -168,8 +169,20 @@ impl Client {
             content_type: String::new(),
         };
         let pieces: Vec<_> = bytes.chunks(20_000).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
+        // One in four is so slow that sweeps begin and end meanwhile.
+        let (clock, slow) = (self.stage.clock.clone(), self.random.random_bool(0.25));
+        let pause = Duration::from_millis(if slow { self.random.random_range(1..7_000) } else { 0 });
+        let pieces = stream::iter(pieces).then(move |piece| {
+            let clock = clock.clone();
+            async move {
+                if slow {
+                    clock.sleep(pause).await;
+                }
+                piece
+            }
+        });
         let called = self.stage.clock.monotonic();
-        let answer = self.stage.patiently(files.upload(spec, stream::iter(pieces).boxed())).await;
+        let answer = self.stage.patiently(files.upload(spec, pieces.boxed())).await;
         match &answer {
             Some(Ok(_)) => self.stage.record(path, called, true, act),
             Some(Err(FileError::PreconditionFailed(_))) => {
@@ -376,6 +389,10 @@ impl Story {
                 }
             }
         }
+        let left = Leftovers::of(&self.cluster).await.unnamed.len();
+        if left > 0 {
+            self.stage.note(format_args!("{left} chunks are left behind"));
+        }
         self.settle().await?;
         // Requests that were late have arrived: what they did is part of the history.
         self.stage.clock.sleep(Duration::from_secs(60)).await;
@@ -385,6 +402,7 @@ impl Story {
                 self.must_be_whole(&files, path).await?;
             }
         }
+        self.nothing_is_left_behind().await?;
         let seen = self.stage.seen.lock();
         for (path, operations) in &seen.operations {
             linear::check(operations).map_err(|error| format!("{path:?} has no order:\n{error}"))?;
@@ -412,6 +430,24 @@ impl Story {
             self.stage.clock.sleep(Duration::from_secs(1)).await;
         }
         Err(format!("not settled {HEALED_WITHIN:?} after everything was healed: {last}"))
+    }
+
+    /// What uploads began and nobody finished goes away, and nothing else does.
+    async fn nothing_is_left_behind(&self) -> Result<(), String> {
+        let began = self.stage.clock.monotonic();
+        loop {
+            let Leftovers { unnamed, missing } = Leftovers::of(&self.cluster).await;
+            if !missing.is_empty() {
+                return Err(format!("the sweep took what files name: {missing:?}"));
+            }
+            if unnamed.is_empty() {
+                return Ok(());
+            }
+            if self.stage.clock.monotonic() > began + HEALED_WITHIN {
+                return Err(format!("left behind for {HEALED_WITHIN:?}: {unnamed:?}"));
+            }
+            self.stage.clock.sleep(Duration::from_secs(5)).await;
+        }
     }
 
     async fn must_be_whole(&self, files: &SharedFiles, path: &'static str) -> Result<(), String> {

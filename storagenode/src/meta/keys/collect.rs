@@ -25,7 +25,5 @@ pub fn key(generation: &Generation) -> Bytes {
 
 /// The generation that a key names.
 pub fn generation(entry: &KeyValue) -> Result<Generation, MetaError> {
-    let text = entry.key.strip_prefix(PREFIX).and_then(|rest| std::str::from_utf8(rest).ok());
-    text.and_then(|text| text.parse().ok())
-        .ok_or_else(|| MetaError::Damaged(format!("{} names no generation", super::name(&entry.key))))
+    super::generation(PREFIX, entry)
 }

@@ -18,7 +18,7 @@ use super::{
     plan::{self, Held, Step},
 };
 use crate::{
-    chunks::{InventoryEntry, Purpose, SealedChunk, Tombstone},
+    chunks::{InventoryEntry, Purpose, Scope, SealedChunk, Tombstone},
     cluster::{ClusterState, NodeInfo},
     replication::{peers::PeerError, read::Reader, write::Writer},
 };
@@ -172,8 +172,8 @@ impl Repair {
         let mut agreeing = BTreeSet::new();
         let mut differences = false;
         for groups in groups.chunks(GROUPS_A_REQUEST) {
-            let theirs = inventories::digests(&self.writer, map, peer, groups).await?;
-            let mine = inventories::own_digests(&self.writer, map, groups);
+            let theirs = inventories::digests(&self.writer, map, peer, groups, Scope::Whole).await?;
+            let mine = inventories::own_digests(&self.writer, map, groups, Scope::Whole);
             let differing = plan::differing(map, self.writer.me, peer.id, groups, &mine, &theirs);
             agreeing.extend(groups.iter().copied().filter(|pg| !differing.contains(pg)));
             for pg in &differing {
@@ -186,8 +186,8 @@ impl Repair {
 
     /// Copies what this node lacks of one group from one member.
     async fn fetch_group(&self, map: &ClusterMap, peer: &NodeInfo, pg: PgId) -> Result<(), PeerError> {
-        let theirs = inventories::inventory(&self.writer, map, peer, pg).await?;
-        let mine = inventories::own_inventory(&self.writer, map, pg);
+        let theirs = inventories::inventory(&self.writer, map, peer, pg, Scope::Whole).await?;
+        let mine = inventories::own_inventory(&self.writer, map, pg, Scope::Whole);
         let steps = plan::steps(map, self.writer.me, peer.id, pg, &mine, &theirs);
         let buried = steps.iter().filter_map(|step| match step {
             Step::Bury(held) => Some(Tombstone { id: held.id, volume: held.volume, copies: held.copies }),

@@ -39,7 +39,12 @@ pub struct Tally(BTreeMap<(PgId, u8), Expected>);
 
 impl Tally {
     pub fn add_file(&mut self, map: &ClusterMap, record: &FileRecord) {
-        for id in chunks_of(record) {
+        self.add_file_until(map, record, u32::MAX);
+    }
+
+    /// Adds those of its chunks that are of this sweep epoch or an older one.
+    pub fn add_file_until(&mut self, map: &ClusterMap, record: &FileRecord, max_epoch: u32) {
+        for id in chunks_of(record).filter(|id| id.generation.epoch() <= max_epoch) {
             self.0.entry((map.pg_of(&id), record.copies)).or_default().files.add(id.hash());
         }
     }
@@ -49,6 +54,28 @@ impl Tally {
             let id = ChunkId { generation, index };
             self.0.entry((map.pg_of(&id), copies)).or_default().resting.add(id.hash());
         }
+    }
+
+    /// The groups in which some node that answered has something else than is expected of it, with how many chunks are there.
+    pub fn unequal(&self, map: &ClusterMap, answers: &BTreeMap<NodeId, Digests>) -> BTreeMap<PgId, u64> {
+        let mut unequal: BTreeMap<PgId, u64> = BTreeMap::new();
+        for (node, digests) in answers {
+            let expected = self.0.iter().filter(|((pg, copies), _)| map.holders(*pg, *copies).contains(node));
+            let kinds: BTreeSet<(PgId, u8)> =
+                digests.keys().copied().chain(expected.map(|(kind, _)| *kind)).collect();
+            for kind in kinds {
+                let digest = digests.get(&kind).copied().unwrap_or_default();
+                let sum = Sum { chunks: digest.chunks, digest: digest.chunk_digest };
+                let Expected { files, resting } = match map.holders(kind.0, kind.1).contains(node) {
+                    true => self.0.get(&kind).copied().unwrap_or_default(),
+                    false => Expected::default(),
+                };
+                if sum != files && sum != files.and(resting) {
+                    *unequal.entry(kind.0).or_default() += sum.chunks;
+                }
+            }
+        }
+        unequal
     }
 
     /// The groups in which no holder that answered has just what is expected, with how many chunks files name there.

@@ -16,6 +16,7 @@ use super::{
     plan::{self, Tally, Wanted},
 };
 use crate::{
+    chunks::Scope,
     cluster::{ClusterState, NodeInfo, coordinate::Term},
     meta::{
         Freshness, KeyValue, MetaError, Op, RangeRead, SharedMeta, Txn,
@@ -186,7 +187,7 @@ impl Truth {
             let mut digests = Digests::new();
             let mut whole = true;
             for groups in groups.chunks(GROUPS_A_REQUEST) {
-                match inventories::digests(&self.writer, map, node, groups).await {
+                match inventories::digests(&self.writer, map, node, groups, Scope::Whole).await {
                     Ok(part) => digests.extend(part),
                     Err(error) => {
                         debug!(node = node.name, %error, "gave no summary");
@@ -228,7 +229,9 @@ impl Truth {
                 }
                 let node = state.nodes.get(member).filter(|node| node.is_live());
                 let held = match node {
-                    Some(node) => inventories::inventory(&self.writer, map, node, *pg).await.ok(),
+                    Some(node) => {
+                        inventories::inventory(&self.writer, map, node, *pg, Scope::Whole).await.ok()
+                    }
                     None => None,
                 };
                 match held {

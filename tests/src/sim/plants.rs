@@ -1,0 +1,73 @@
+//! Planted bugs: what the code would do to the metadata store if a rule of it were forgotten. A test that passes with a bug
+//! planted shows nothing.
+
+use std::{ops::Range, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use cairn_node::meta::{
+    Compare, LeaseId, MetaError, MetaStore, Page, RangeRead, SharedMeta, Txn, TxnResult, Watch, keys,
+};
+
+/// A bug.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plant {
+    None,
+    /// Nothing compares the sweep epoch (R2).
+    EpochNotCompared,
+    /// The sweep does not look for long uploads (R2).
+    UploadsIgnored,
+}
+
+impl Plant {
+    /// The store as the buggy code would use it.
+    pub fn in_store(self, store: SharedMeta) -> SharedMeta {
+        match self {
+            Self::None => store,
+            plant => Arc::new(PlantedMeta { store, plant }),
+        }
+    }
+}
+
+struct PlantedMeta {
+    store: SharedMeta,
+    plant: Plant,
+}
+
+#[async_trait]
+impl MetaStore for PlantedMeta {
+    async fn range(&self, read: RangeRead) -> Result<Page, MetaError> {
+        let hidden = self.plant == Plant::UploadsIgnored && read.start.starts_with(keys::upload::PREFIX);
+        let mut page = self.store.range(read).await?;
+        if hidden {
+            page.entries.clear();
+            page.more = false;
+        }
+        Ok(page)
+    }
+
+    async fn txn(&self, mut txn: Txn) -> Result<TxnResult, MetaError> {
+        if self.plant == Plant::EpochNotCompared {
+            let epoch = keys::epoch_key();
+            txn.compare
+                .retain(|compare| !matches!(compare, Compare::ModRevision { key, .. } if *key == epoch));
+        }
+        self.store.txn(txn).await
+    }
+
+    async fn watch(&self, range: Range<Bytes>, from: u64) -> Result<Box<dyn Watch>, MetaError> {
+        self.store.watch(range, from).await
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, MetaError> {
+        self.store.grant(ttl).await
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), MetaError> {
+        self.store.keep_alive(lease).await
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> Result<(), MetaError> {
+        self.store.revoke(lease).await
+    }
+}

@@ -1,0 +1,174 @@
+//! The sweep, in simulated clusters: what nobody finished goes, nothing that is named or may still be named does. Each rule
+//! that keeps it so is left out once, and must be missed.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use cairn_node::{
+    files::{Condition, FileError, FileInfo, FilePath, RangeSpec, SharedFiles, UploadSpec, VolumeName},
+    meta::keys,
+};
+use cairn_placement::VolumeId;
+use cairn_tests::sim::{
+    cluster::{SimCluster, runtime},
+    leftovers::Leftovers,
+    plants::Plant,
+};
+use futures::{StreamExt, stream};
+
+const CHUNK_BYTES: usize = 64 << 10;
+/// The volume that [`cluster`] makes is the first one.
+const VOLUME: VolumeId = VolumeId(1);
+
+fn volume() -> VolumeName {
+    VolumeName::parse("files").unwrap()
+}
+
+fn path(path: &str) -> FilePath {
+    FilePath::parse(path).unwrap()
+}
+
+/// Three nodes and a volume.
+async fn cluster(plant: Plant) -> SimCluster {
+    let cluster = SimCluster::start_planted(7, &["a", "b", "c"], plant).await;
+    let files = cluster.files(0).unwrap();
+    while files.create_volume(&volume(), 3, CHUNK_BYTES as u32).await.is_err() {
+        cluster.clock.sleep(Duration::from_millis(200)).await;
+    }
+    cluster
+}
+
+fn content(chunks: usize) -> Vec<u8> {
+    (0..chunks * CHUNK_BYTES).map(|n| (n / CHUNK_BYTES + n % 251) as u8).collect()
+}
+
+/// Uploads so many chunks, one every `pause`.
+async fn upload(
+    cluster: &SimCluster,
+    name: &str,
+    chunks: usize,
+    pause: Duration,
+) -> impl Future<Output = Result<FileInfo, FileError>> + Send + 'static {
+    let (files, clock) = (cluster.files(0).unwrap(), cluster.clock.clone());
+    let spec = UploadSpec {
+        volume: volume(),
+        path: path(name),
+        size_bytes: None,
+        blake3: None,
+        condition: Condition::Always,
+        content_type: String::new(),
+    };
+    let pieces: Vec<_> =
+        content(chunks).chunks(CHUNK_BYTES).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
+    let pieces = stream::iter(pieces).then(move |piece| {
+        let clock = clock.clone();
+        async move {
+            clock.sleep(pause).await;
+            piece
+        }
+    });
+    async move { files.upload(spec, pieces.boxed()).await }
+}
+
+async fn read(files: &SharedFiles, name: &str) -> Result<Vec<u8>, FileError> {
+    let mut download = files.download(&volume(), &path(name), RangeSpec::All, None).await?;
+    let mut bytes = Vec::new();
+    while let Some(piece) = download.content.next().await {
+        bytes.extend_from_slice(&piece?);
+    }
+    Ok(bytes)
+}
+
+/// The number of the latest sweep.
+fn sweeps(cluster: &SimCluster) -> u32 {
+    cluster.node(1).unwrap().node().view.current().epoch
+}
+
+/// An upload that lasts for many sweeps.
+async fn long_upload(plant: Plant) -> Result<(), String> {
+    let cluster = cluster(plant).await;
+    let before = sweeps(&cluster);
+    let uploaded = upload(&cluster, "long", 7, Duration::from_secs(60)).await.await;
+    uploaded.map_err(|error| format!("refused: {error}"))?;
+    let during = sweeps(&cluster) - before;
+    assert!(during > 10, "only {during} sweeps");
+    cluster.clock.sleep(Duration::from_secs(200)).await;
+    let bytes = read(&cluster.files(1).unwrap(), "long").await.map_err(|error| format!("lost: {error}"))?;
+    assert!(bytes == content(7));
+    let leftovers = Leftovers::of(&cluster).await;
+    if leftovers.missing.is_empty() && leftovers.unnamed.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("{leftovers:?}"))
+    }
+}
+
+/// A commit that arrives when its sender is long dead, and what it names is swept.
+async fn late_commit(plant: Plant) -> Result<(), String> {
+    let mut cluster = cluster(plant).await;
+    cluster.faults.delay_next(keys::file::key(VOLUME, "late"), Duration::from_secs(900));
+    tokio::spawn(upload(&cluster, "late", 1, Duration::ZERO).await);
+    while !cluster.faults.plan_is_done() {
+        cluster.clock.sleep(Duration::from_millis(10)).await;
+    }
+    cluster.kill(0);
+    cluster.boot(0).await.unwrap();
+    assert!(!Leftovers::of(&cluster).await.unnamed.is_empty(), "the chunk is stored");
+    cluster.clock.sleep(Duration::from_secs(800)).await;
+    assert!(Leftovers::of(&cluster).await.unnamed.is_empty(), "and swept");
+    cluster.clock.sleep(Duration::from_secs(200)).await;
+    match read(&cluster.files(1).unwrap(), "late").await {
+        Err(FileError::FileNotFound { .. }) => Ok(()),
+        other => Err(format!("a file without content: {:?}", other.map(|bytes| bytes.len()))),
+    }
+}
+
+fn play(scenario: impl AsyncFn(Plant) -> Result<(), String>, plant: Plant) -> Result<(), String> {
+    runtime().block_on(scenario(plant))
+}
+
+#[test]
+fn a_long_upload_outlives_sweeps() {
+    assert_eq!(play(long_upload, Plant::None), Ok(()));
+}
+
+#[test]
+fn a_sweep_that_ignores_uploads_is_found() {
+    play(long_upload, Plant::UploadsIgnored).unwrap_err();
+}
+
+#[test]
+fn a_late_commit_does_not_bring_back_what_was_swept() {
+    assert_eq!(play(late_commit, Plant::None), Ok(()));
+}
+
+#[test]
+fn an_epoch_that_is_not_compared_is_found() {
+    play(late_commit, Plant::EpochNotCompared).unwrap_err();
+}
+
+/// What a killed gateway left is removed, and not before it has rested for a minute (12 ticks).
+#[test]
+fn what_a_killed_gateway_left_is_removed_after_its_quarantine() {
+    runtime().block_on(async {
+        let mut cluster = cluster(Plant::None).await;
+        let kept = upload(&cluster, "kept", 3, Duration::ZERO).await.await;
+        kept.expect("a file is stored");
+        tokio::spawn(upload(&cluster, "left", 5, Duration::from_secs(5)).await);
+        while Leftovers::of(&cluster).await.unnamed.len() < 3 {
+            cluster.clock.sleep(Duration::from_millis(100)).await;
+        }
+        cluster.kill(0);
+        cluster.boot(0).await.unwrap();
+        cluster.clock.sleep(Duration::from_secs(60)).await;
+        assert!(Leftovers::of(&cluster).await.unnamed.len() >= 3, "it rests");
+        let mut waited = Duration::ZERO;
+        while !Leftovers::of(&cluster).await.unnamed.is_empty() {
+            waited += Duration::from_secs(5);
+            assert!(waited < Duration::from_secs(600), "it is not removed");
+            cluster.clock.sleep(Duration::from_secs(5)).await;
+        }
+        assert!(Leftovers::of(&cluster).await.missing.is_empty());
+        assert!(read(&cluster.files(2).unwrap(), "kept").await.unwrap() == content(3));
+    });
+}
