@@ -206,7 +206,7 @@ pub enum Presence {
 pub enum Scope {
     /// Chunks that are whole, and tombstones: what members of a group compare.
     Whole,
-    /// Everything of these sweep epochs, damaged chunks too: what a sweep looks at.
+    /// Every chunk of these sweep epochs, damaged ones too, and no tombstones: what a sweep looks at.
     OnDisk { max_epoch: u32 },
 }
 

@@ -1,5 +1,5 @@
-//! The sweep, in simulated clusters: what nobody finished goes, nothing that is named or may still be named does. Each rule
-//! that keeps it so is left out once, and must be missed.
+//! What is removed from disks, in simulated clusters: what nobody finished goes, nothing that is named or may still be named
+//! does. Each rule that keeps it so is left out once, and must be missed.
 
 use std::time::Duration;
 
@@ -134,7 +134,8 @@ fn a_long_upload_outlives_sweeps() {
 
 #[test]
 fn a_sweep_that_ignores_uploads_is_found() {
-    play(long_upload, Plant::UploadsIgnored).unwrap_err();
+    let error = play(long_upload, Plant::UploadsIgnored).unwrap_err();
+    assert!(error.starts_with("lost: "), "{error}");
 }
 
 #[test]
@@ -144,7 +145,21 @@ fn a_late_commit_does_not_bring_back_what_was_swept() {
 
 #[test]
 fn an_epoch_that_is_not_compared_is_found() {
-    play(late_commit, Plant::EpochNotCompared).unwrap_err();
+    let error = play(late_commit, Plant::EpochNotCompared).unwrap_err();
+    assert!(error.starts_with("a file without content: "), "{error}");
+}
+
+/// A commit without an answer may have happened, whatever the store says next: what it names is not taken back.
+#[test]
+fn a_store_that_fills_up_after_a_lost_answer_costs_no_file() {
+    runtime().block_on(async {
+        let cluster = cluster(Plant::FullAfterLostAnswer).await;
+        let answer = upload(&cluster, "full", 2, Duration::ZERO).await.await;
+        assert!(matches!(answer, Err(FileError::CommitUnknown(_))), "{answer:?}");
+        cluster.clock.sleep(Duration::from_secs(200)).await;
+        assert!(read(&cluster.files(1).unwrap(), "full").await.expect("it was stored") == content(2));
+        assert!(Leftovers::of(&cluster).await.missing.is_empty());
+    });
 }
 
 /// What a killed gateway left is removed, and not before it has rested for a minute (12 ticks).

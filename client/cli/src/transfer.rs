@@ -283,6 +283,10 @@ impl<'a> Running<'a> {
 
     fn draw(&self) {
         let Some(bar) = &self.bar else { return };
+        // Before the first file is known there is nothing to show a share of.
+        if self.found_files == 0 {
+            return;
+        }
         if !self.open_end {
             bar.set_length(self.found_bytes.max(1));
         }

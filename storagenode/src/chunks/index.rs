@@ -60,6 +60,13 @@ pub enum Known {
     },
 }
 
+impl Scope {
+    /// A sweep has no use for tombstones, and they stay for long.
+    fn wants(self, known: &Known) -> bool {
+        self == Self::Whole || !matches!(known, Known::Buried { .. })
+    }
+}
+
 impl Known {
     /// Where its record is.
     pub fn place(&self) -> Option<Place> {
@@ -242,7 +249,7 @@ impl Index {
             .entries
             .range((start, Bound::Included(*all.end())))
             .map(|(key, known)| (*key, *known))
-            .filter(|((_, id), _)| scope.has(id.generation))
+            .filter(|((_, id), known)| scope.has(id.generation) && scope.wants(known))
             .take(limit)
             .collect();
         let whole = lines.len();

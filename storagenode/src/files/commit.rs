@@ -123,14 +123,21 @@ impl Gateway {
             };
             slot.slot.revision = Some(revision);
             let result = self.meta.txn(transaction(&slot.key(), revision, &token, &proposal)).await;
-            match judge(result, &token, revision)? {
+            let judged =
+                judge(result, &token, revision).map_err(|error| in_doubt(sent_without_answer, error));
+            match judged.inspect_err(|_| slot.slot.revision = None)? {
                 Judged::Committed(revision) => {
                     slot.slot.revision = Some(revision);
                     self.saw(revision);
                     return Ok(Outcome::Committed);
                 }
                 Judged::Refused(found) if !sent_without_answer => return Ok(Outcome::Refused(found)),
-                Judged::Refused(found) => match self.fence(&slot.key(), revision, &token).await? {
+                Judged::Refused(found) => match self
+                    .fence(&slot.key(), revision, &token)
+                    .await
+                    .map_err(|error| in_doubt(true, error))
+                    .inspect_err(|_| slot.slot.revision = None)?
+                {
                     Fenced::Shut(revision) => {
                         slot.slot.revision = Some(revision);
                         return Ok(Outcome::Refused(found));
@@ -155,10 +162,7 @@ impl Gateway {
                     sent_without_answer |= matches!(error, MetaError::Unknown(_));
                     if self.env.clock.monotonic() + PAUSE >= deadline {
                         slot.slot.revision = None;
-                        return Err(match sent_without_answer {
-                            true => FileError::CommitUnknown(error.to_string()),
-                            false => error.into(),
-                        });
+                        return Err(in_doubt(sent_without_answer, error.into()));
                     }
                 }
             }
@@ -173,6 +177,11 @@ impl Gateway {
         let tick = self.view.current().tick;
         self.writer.store.saw(Sighting { tick, revision, ..Sighting::default() });
     }
+}
+
+/// A store that refuses, full or damaged, says nothing of an earlier send that had no answer: it may have happened.
+fn in_doubt(sent_without_answer: bool, error: FileError) -> FileError {
+    if sent_without_answer { FileError::CommitUnknown(error.to_string()) } else { error }
 }
 
 /// What writing the slot has shown of a send without an answer.

@@ -129,6 +129,8 @@ impl Gateway {
         let volume_key = keys::volume::key(spec.volume.as_str());
         let info = file_info(&spec.volume, &spec.path, &record);
         let (mut map_revision, mut epoch_revision) = (started.map_revision, started.epoch_revision);
+        // As long as its age alone allows the commit, a claim is not needed, and may lapse.
+        let mut needs_claim = false;
         let mut volume_revision = volume.revision;
         for _ in 0..COMMIT_ATTEMPTS {
             same_disks(started, &self.view.current())?;
@@ -146,7 +148,9 @@ impl Gateway {
             ];
             let claim_key = keys::upload::key(&upload.generation);
             if let Some(claim) = &upload.claim {
-                compare.push(Compare::unchanged(claim_key.clone(), claim.revision));
+                if needs_claim {
+                    compare.push(Compare::unchanged(claim_key.clone(), claim.revision));
+                }
                 then.push(Op::delete(claim_key.clone()));
             }
             let look =
@@ -161,7 +165,8 @@ impl Gateway {
             volume_revision = self.same_volume(volume, stored_volume).await?;
             holds(spec.condition, file.as_ref(), &spec.path)?;
             present = file;
-            epoch_revision = upload.is_still_young(epoch.as_ref(), claim.as_ref())?;
+            epoch_revision = epoch.as_ref().map_or(0, |entry| entry.mod_revision);
+            needs_claim = upload.needs_claim(epoch.as_ref(), claim.as_ref())?;
             let revision = map.map_or(0, |entry| entry.mod_revision);
             if revision != map_revision {
                 upload.check_new_map(revision).await?;
@@ -295,20 +300,27 @@ impl Upload<'_> {
                 () = self.gateway.view.wait_for(raised) => {}
                 piece = content.next() => return piece.transpose(),
             }
-            self.claim = Some(self.gateway.claim(self.generation).await?);
+            match self.gateway.claim(self.generation).await {
+                Ok(claim) => self.claim = Some(claim),
+                Err(error @ FileError::UploadIncomplete(_)) => return Err(error),
+                // The store is away: there is time until the next sweep.
+                Err(error) => {
+                    warn!(generation = %self.generation, %error, "a long upload could not be claimed yet");
+                    break;
+                }
+            }
         }
         content.next().await.transpose()
     }
 
-    /// R2: a commit without a claim may be at most one sweep behind. Gives the epoch's revision.
-    fn is_still_young(&self, epoch: Option<&KeyValue>, claim: Option<&KeyValue>) -> Result<u64, FileError> {
-        match &self.claim {
-            Some(held) if claim.is_none_or(|stored| stored.mod_revision != held.revision) => Err(lapsed()),
-            None if !is_young(self.generation, epoch.map(keys::number).transpose()?.unwrap_or(0)) => {
-                Err(too_old())
-            }
-            _ => Ok(epoch.map_or(0, |entry| entry.mod_revision)),
+    /// R2: a commit that is more than one sweep behind needs a claim, and it must have lasted.
+    fn needs_claim(&self, epoch: Option<&KeyValue>, claim: Option<&KeyValue>) -> Result<bool, FileError> {
+        if is_young(self.generation, epoch.map(keys::number).transpose()?.unwrap_or(0)) {
+            return Ok(false);
         }
+        let held = self.claim.as_ref().ok_or_else(too_old)?;
+        let lasted = claim.is_some_and(|stored| stored.mod_revision == held.revision);
+        lasted.then_some(true).ok_or_else(lapsed)
     }
 
     /// After a change of the map: goes on only if no chunk of this upload belongs to other nodes now.
@@ -352,6 +364,9 @@ impl Gateway {
         copies: u8,
     ) {
         let state = self.view.current();
+        if !state.may_delete() {
+            return;
+        }
         for (holder, buried) in plan::burials(map, generation, chunks, copies) {
             if holder == self.writer.me {
                 let tombstones =

@@ -1,12 +1,19 @@
 //! Planted bugs: what the code would do to the metadata store if a rule of it were forgotten. A test that passes with a bug
-//! planted shows nothing.
+//! planted shows nothing. And one planted misfortune of the store, which is nobody's bug.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use cairn_node::meta::{
-    Compare, LeaseId, MetaError, MetaStore, Page, RangeRead, SharedMeta, Txn, TxnResult, Watch, keys,
+    Compare, LeaseId, MetaError, MetaStore, Op, Page, RangeRead, SharedMeta, Txn, TxnResult, Watch, keys,
 };
 
 /// A bug.
@@ -17,6 +24,9 @@ pub enum Plant {
     EpochNotCompared,
     /// The sweep does not look for long uploads (R2).
     UploadsIgnored,
+    /// No bug: the first transaction that writes a file's record happens, and its answer is lost; by the next one the store is
+    /// full.
+    FullAfterLostAnswer,
 }
 
 impl Plant {
@@ -24,7 +34,7 @@ impl Plant {
     pub fn in_store(self, store: SharedMeta) -> SharedMeta {
         match self {
             Self::None => store,
-            plant => Arc::new(PlantedMeta { store, plant }),
+            plant => Arc::new(PlantedMeta { store, plant, commits: AtomicU32::new(0) }),
         }
     }
 }
@@ -32,6 +42,12 @@ impl Plant {
 struct PlantedMeta {
     store: SharedMeta,
     plant: Plant,
+    /// Transactions so far that write a file's record.
+    commits: AtomicU32,
+}
+
+fn writes_a_file(txn: &Txn) -> bool {
+    txn.then.iter().any(|op| matches!(op, Op::Put { key, .. } if key.starts_with(keys::file::PREFIX)))
 }
 
 #[async_trait]
@@ -51,6 +67,16 @@ impl MetaStore for PlantedMeta {
             let epoch = keys::epoch_key();
             txn.compare
                 .retain(|compare| !matches!(compare, Compare::ModRevision { key, .. } if *key == epoch));
+        }
+        if self.plant == Plant::FullAfterLostAnswer && writes_a_file(&txn) {
+            match self.commits.fetch_add(1, Ordering::Relaxed) {
+                0 => {
+                    self.store.txn(txn).await?;
+                    return Err(MetaError::Unknown("the answer was lost".into()));
+                }
+                1 => return Err(MetaError::Full("no space is left".into())),
+                _ => {}
+            }
         }
         self.store.txn(txn).await
     }

@@ -25,6 +25,10 @@ use crate::{
 
 /// Damaged chunks looked at in one go.
 const MENDED_AT_ONCE: usize = 1_000;
+/// Mending is broken off after so long, and left for the next time.
+const MEND_LIMIT: Duration = Duration::from_secs(60);
+/// Between two times at most, while nothing changes.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(600);
 /// Chunks fetched at the same time.
 const FETCHES_AT_ONCE: usize = 4;
 const FETCH_LIMIT: Duration = Duration::from_secs(30);
@@ -75,12 +79,19 @@ impl Repair {
 
     /// Passes, again and again, until `stop`.
     pub async fn run(self, stop: CancellationToken) {
+        let clock = self.writer.env.clock.clone();
         let task = async {
+            // What could not be mended is not tried with every pass: it may never go, and costs reading all that is left of it.
+            let (mut mend_at, mut patience) = (clock.monotonic(), self.options.interval);
             loop {
                 let state = self.writer.view.current();
                 let busy = match &state.map {
                     Some(map) => {
-                        self.mend(map).await;
+                        if clock.monotonic() >= mend_at {
+                            self.writer.env.timeout(MEND_LIMIT, self.mend(map)).await;
+                            mend_at = clock.monotonic() + patience;
+                            patience = (patience * 2).min(LONGEST_PATIENCE);
+                        }
                         self.pass(&state, map).await
                     }
                     None => false,
@@ -89,11 +100,12 @@ impl Repair {
                 let nodes = liveness(&state);
                 tokio::select! {
                     biased;
-                    () = self.writer.env.clock.sleep(pause) => {}
+                    () = clock.sleep(pause) => continue,
                     () = self.writer.store.damage_found() => {}
                     // A node that comes or goes is looked at now, not at the end of the pause.
                     _ = self.writer.view.wait_for(|state| (liveness(state) != nodes).then_some(())) => {}
                 }
+                (mend_at, patience) = (clock.monotonic(), self.options.interval);
             }
         };
         stop.run_until_cancelled(task).await;

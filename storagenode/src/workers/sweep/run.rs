@@ -38,7 +38,7 @@ const MAX_QUARANTINED: u64 = 100_000;
 /// Entries of the quarantine changed in one transaction.
 const ENTRIES_A_TXN: usize = 25;
 /// After a sweep that failed.
-const AGAIN: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_secs(60);
 
 /// The coordinator's sweep.
 pub struct Sweep {
@@ -60,11 +60,30 @@ struct Pass<'a> {
     max_epoch: u32,
 }
 
+/// An entry of the quarantine.
+struct Quarantined {
+    key: bytes::Bytes,
+    revision: u64,
+    record: QuarantineRecord,
+}
+
+type Quarantine = BTreeMap<Generation, Quarantined>;
+
 /// What a sweep found.
 #[derive(Default)]
 struct Found {
     remains: BTreeMap<Generation, Remains>,
+    /// Of those in quarantine, which are named after all.
     named: BTreeSet<Generation>,
+    /// Not every node was asked: what was not found may be there.
+    incomplete: bool,
+}
+
+impl Found {
+    fn add(&mut self, generation: Generation, remains: Remains) {
+        let known = self.remains.entry(generation).or_insert(remains);
+        known.chunks = known.chunks.max(remains.chunks);
+    }
 }
 
 impl Sweep {
@@ -163,12 +182,14 @@ impl Pass<'_> {
         let scope = Scope::OnDisk { max_epoch: self.max_epoch };
         let answers = self.ask(scope).await;
         let doubtful = self.tally().await?.unequal(self.map, &answers);
+        let all_answered = self.map.nodes.keys().all(|node| answers.contains_key(node));
         drop(answers);
-        let mut found = Found::default();
+        let quarantine = self.quarantine().await?;
+        let mut found = Found { incomplete: !all_answered, ..Found::default() };
         for portion in portions(&doubtful, CHUNKS_A_PORTION) {
-            self.search(scope, &portion, &mut found).await?;
+            self.search(scope, &portion, &quarantine, &mut found).await?;
         }
-        let record = self.keep(found).await?;
+        let record = self.keep(quarantine, found).await?;
         if record.quarantined + record.removed > 0 {
             let SweepRecord { number, quarantined, removed, .. } = record;
             info!(sweep = number, quarantined, removed, "swept what uploads left behind");
@@ -229,6 +250,7 @@ impl Pass<'_> {
         &self,
         scope: Scope,
         groups: &BTreeSet<PgId>,
+        quarantine: &Quarantine,
         found: &mut Found,
     ) -> Result<(), MetaError> {
         let mut unnamed = Unnamed::default();
@@ -238,7 +260,10 @@ impl Pass<'_> {
                 let Some(node) = node else { continue };
                 match inventories::inventory(&self.sweep.writer, self.map, node, *pg, scope).await {
                     Ok(held) => held.iter().for_each(|line| unnamed.found(self.max_epoch, line)),
-                    Err(error) => debug!(node = node.name, %pg, %error, "gave no inventory"),
+                    Err(error) => {
+                        warn!(node = node.name, %pg, %error, "gave no inventory: this sweep may overlook something");
+                        found.incomplete = true;
+                    }
                 }
             }
         }
@@ -246,8 +271,8 @@ impl Pass<'_> {
             let unnamed = Mutex::new(unnamed);
             self.strike_out(&unnamed).await?;
             let (remains, named) = unnamed.into_inner().finish();
-            found.remains.extend(remains);
-            found.named.extend(named);
+            remains.into_iter().for_each(|(generation, remains)| found.add(generation, remains));
+            found.named.extend(named.into_iter().filter(|generation| quarantine.contains_key(generation)));
         }
         Ok(())
     }
@@ -272,25 +297,33 @@ impl Pass<'_> {
         self.sweep.each(keys::collect::PREFIX, |entry| keys::collect::generation(entry).map(&named)).await
     }
 
+    /// What earlier sweeps found.
+    async fn quarantine(&self) -> Result<Quarantine, MetaError> {
+        let mut quarantine = Quarantine::new();
+        self.sweep
+            .each(keys::quarantine::PREFIX, |entry| {
+                let record: QuarantineRecord = keys::from_json(entry)?;
+                // An accepted restoration makes the tick jump, and that is no rest.
+                let record = QuarantineRecord { tick: record.tick.max(self.state.accepted), ..record };
+                let known = Quarantined { key: entry.key.clone(), revision: entry.mod_revision, record };
+                quarantine.insert(keys::quarantine::generation(entry)?, known);
+                Ok(())
+            })
+            .await?;
+        Ok(quarantine)
+    }
+
     /// Brings the quarantine up to date with what was found.
-    async fn keep(&self, found: Found) -> Result<SweepRecord, MetaError> {
-        let Found { mut remains, named } = found;
+    async fn keep(&self, quarantine: Quarantine, found: Found) -> Result<SweepRecord, MetaError> {
+        let Found { mut remains, named, incomplete } = found;
         if !self.sweep.writer.view.current().may_delete() {
             return Err(MetaError::Unavailable("the store may be an older copy of itself".into()));
         }
-        let mut entries = Vec::new();
-        let take = |entry: &KeyValue| {
-            entries.push(entry.clone());
-            Ok(())
-        };
-        self.sweep.each(keys::quarantine::PREFIX, take).await?;
         let mut record = self.record;
         let mut changes: Vec<(Vec<Compare>, Vec<Op>)> = Vec::new();
-        for entry in &entries {
-            let generation = keys::quarantine::generation(entry)?;
-            let known: QuarantineRecord = keys::from_json(entry)?;
-            let compare = vec![Compare::unchanged(entry.key.clone(), entry.mod_revision)];
-            let forget = Op::delete(entry.key.clone());
+        for (generation, Quarantined { key, revision, record: known }) in quarantine {
+            let compare = vec![Compare::unchanged(key.clone(), revision)];
+            let forget = Op::delete(key);
             let remains = remains.remove(&generation);
             match self.step(Some(&known), remains.as_ref(), named.contains(&generation)) {
                 Step::Collect(remains) => {
@@ -298,9 +331,10 @@ impl Pass<'_> {
                     changes.push((compare, vec![forget, self.collect(generation, remains)]));
                 }
                 Step::Alarm => {
-                    error!(%generation, "a file names what a sweep had found without one; it stays");
+                    error!(%generation, "what a sweep had found without a file is named after all; it stays");
                     changes.push((compare, vec![forget]));
                 }
+                Step::LetGo if incomplete => {}
                 Step::LetGo => changes.push((compare, vec![forget])),
                 Step::Wait | Step::Quarantine(_) => {}
             }

@@ -59,6 +59,12 @@ impl Tally {
     /// The groups in which some node that answered has something else than is expected of it, with how many chunks are there.
     pub fn unequal(&self, map: &ClusterMap, answers: &BTreeMap<NodeId, Digests>) -> BTreeMap<PgId, u64> {
         let mut unequal: BTreeMap<PgId, u64> = BTreeMap::new();
+        // A group is as much work as its fullest member has, whoever differs.
+        let weigh = |pg: PgId| {
+            let chunks =
+                |digests: &Digests| digests.range((pg, 0)..=(pg, u8::MAX)).map(|(_, sum)| sum.chunks).sum();
+            answers.values().map(chunks).max().unwrap_or(0)
+        };
         for (node, digests) in answers {
             let expected = self.0.iter().filter(|((pg, copies), _)| map.holders(*pg, *copies).contains(node));
             let kinds: BTreeSet<(PgId, u8)> =
@@ -71,7 +77,7 @@ impl Tally {
                     false => Expected::default(),
                 };
                 if sum != files && sum != files.and(resting) {
-                    *unequal.entry(kind.0).or_default() += sum.chunks;
+                    unequal.entry(kind.0).or_insert_with(|| weigh(kind.0));
                 }
             }
         }

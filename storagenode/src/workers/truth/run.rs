@@ -39,7 +39,7 @@ use crate::{
 const PAGE: usize = 1_000;
 /// Chunks looked for at a time: bounds memory, at about 100 bytes each.
 const CHUNKS_A_PORTION: u64 = 100_000;
-/// Chunks that one pass tries to put together from damaged copies; if there are more in no inventory, disks are gone.
+/// Chunks in no inventory that one pass looks at although they turn out not to be lost: being mended, or out of reach.
 const MAX_GATHERED: usize = 1_000;
 /// Counts written in one transaction.
 const COUNTS_A_TXN: usize = 50;
@@ -264,13 +264,14 @@ impl Truth {
     async fn is_lost(&self, map: &ClusterMap, copies: u8, chunks: &[ChunkId], found: &mut Found) -> bool {
         for id in chunks {
             if found.gathered >= MAX_GATHERED {
-                return true;
+                // Not known: it is missing, and named as lost only by a pass that has less to look at.
+                return false;
             }
-            found.gathered += 1;
             let gathered = self.reader.gather(map, *id, copies, 0..u32::MAX).await;
             if matches!(gathered, Err(FetchError::Corrupt | FetchError::Missing)) {
                 return true;
             }
+            found.gathered += 1;
         }
         false
     }
