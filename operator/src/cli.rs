@@ -118,8 +118,8 @@ struct LocalArguments {
     /// File to write when the cluster is ready, with its addresses as JSON. Removed first, and when it ends.
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
-    /// A node whose empty disk is meant to take the place of its former one; otherwise it is taken for one that is not
-    /// mounted. May be repeated.
+    /// A node that gets a new disk in the place of its former one, which cannot come back. Without this, a folder that no
+    /// longer holds a node's disk is taken for one that is not mounted. May be repeated.
     #[arg(long = "new-disk", value_name = "NODE")]
     new_disks: Vec<String>,
 }

@@ -119,17 +119,19 @@ pub enum OpenError {
     #[error("{path} has format {found}, this version knows up to {known}: upgrade this node")]
     NewerFormat { path: PathBuf, found: u32, known: u32 },
     #[error(
-        "{path} is damaged: move its folder away and start with an empty one; the node is then repaired from the others"
+        "{path} is damaged: restore that file from a backup. If there is none, and all other nodes are well, move its folder \
+         away (do not delete it) and start with a new one: what the others have is fetched from them"
     )]
     Damaged { path: PathBuf },
     #[error(
-        "{folder} has segments but no identity: put the file `identity` back, or move the folder away and start with an \
-         empty one; the node is then repaired from the others"
+        "{folder} has segments but no identity: put the file `identity` back. If there is none, and all other nodes \
+         are well, move the folder away (do not delete it) and start with a new one: what the others have is fetched from them"
     )]
     IdentityLost { folder: PathBuf },
     #[error(
         "{folder} has segment {segment}, which is newer than its identity (boot {boot}): the identity was restored from a \
-         copy; restore the whole folder, or move it away and start with an empty one"
+         copy: restore the whole folder. If you cannot, and all other nodes are well, move it away (do not delete it) and \
+         start with a new one: what the others have is fetched from them"
     )]
     IdentityOld { folder: PathBuf, segment: String, boot: u64 },
     #[error("{path} was written on another disk: move it out of this folder")]

@@ -384,7 +384,7 @@ async fn a_lost_key_is_not_made_anew_and_a_wrong_one_is_named() {
 /// A disk that is not mounted leaves an empty folder. Filled again into it, the node would take the others' space, and what
 /// only that disk has would look lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_empty_folder_is_no_disk_unless_somebody_says_so() {
+async fn a_folder_without_its_disk_is_refused_unless_a_new_disk_is_named() {
     let place = Place::new();
     let (cluster, volume) = (place.write("cluster.yaml", CLUSTER), place.write("volume.yaml", VOLUME));
     let manifests = [&*cluster, &*volume];
@@ -400,7 +400,7 @@ async fn an_empty_folder_is_no_disk_unless_somebody_says_so() {
     client.stop_node("desk-main-b-0").await.unwrap();
     unmount();
     let said = client.start_node("desk-main-b-0").await.expect_err("its disk is away").to_string();
-    assert!(said.contains("is empty, and this node had a disk there: mount it"), "{said}");
+    assert!(said.contains("holds no disk, and this node had one there: mount it"), "{said}");
     assert_eq!(std::fs::read_dir(&disk).unwrap().count(), 0, "nothing was written into it");
     check(&client, "kept", 100_000).await;
     running.stop();
@@ -408,23 +408,29 @@ async fn an_empty_folder_is_no_disk_unless_somebody_says_so() {
     let (code, said) = place.refused(&manifests);
     assert!(code == 1 && said.contains("mount it") && said.contains("--new-disk desk-main-b-0"), "{said}");
     assert_eq!(std::fs::read_dir(&disk).unwrap().count(), 0, "nothing was written into it");
+    // What every new ext4 holds is no disk of a node either, nor is a folder that is not there, nor a mount of all of them.
+    std::fs::create_dir(disk.join("lost+found")).unwrap();
+    assert!(place.refused(&manifests).1.contains("mount it"));
+    std::fs::remove_dir_all(&disk).unwrap();
+    assert!(place.refused(&manifests).1.contains("mount it"));
+    let (all, all_away) = (place.path("data/nodes"), place.path("disks"));
+    std::fs::rename(&all, &all_away).unwrap();
+    std::fs::create_dir(&all).unwrap();
+    assert!(place.refused(&manifests).1.contains("mount it"));
+    std::fs::remove_dir_all(&all).unwrap();
+    std::fs::rename(&all_away, &all).unwrap();
     // Mounted again, it is the same disk.
-    std::fs::remove_dir(&disk).unwrap();
     std::fs::rename(&away, &disk).unwrap();
     let running = place.start(&manifests);
     check(&running.client(), "kept", 100_000).await;
     running.stop();
 
-    // Replaced on purpose: by saying so, and by removing the folder.
+    // Replaced on purpose.
     unmount();
     let with = |node: &str| run(place.spec(&manifests).args(["--new-disk", node]), None, STOP_LIMIT).unwrap();
     let wrong = with("desk-main-z-0");
     assert!(wrong.stderr.contains("no such node; there are desk-main-a-0"), "{wrong:?}");
     let running = place.start_with(&manifests, &["--new-disk", "desk-main-b-0"]);
-    wait_settled(&running.client()).await;
-    running.stop();
-    std::fs::remove_dir_all(&disk).unwrap();
-    let running = place.start(&manifests);
     wait_settled(&running.client()).await;
     check(&running.client(), "kept", 100_000).await;
     running.stop();

@@ -150,12 +150,13 @@ impl NodeHost {
         }
     }
 
-    /// Refuses an empty folder where a node that is known has its disk: nobody would notice that a disk is not mounted, and
-    /// the node would be filled again into the folder below. A folder that is gone was removed by somebody on purpose.
+    /// Refuses a folder without a disk's identity where a node that is known has its disk: nobody would notice that a disk is
+    /// not mounted, the node would be filled again into the folder below, and its disk could not come back.
     async fn check_disk(&self) -> Result<(), NodeError> {
-        let is_empty =
-            || std::fs::read_dir(&self.plan.folder).is_ok_and(|mut entries| entries.next().is_none());
-        if self.plan.new_disk || !is_empty() {
+        let folder = &self.plan.folder;
+        // Segments without an identity are for the node to judge.
+        let holds_a_disk = ["identity", "segments"].iter().any(|name| folder.join(name).exists());
+        if self.plan.new_disk || holds_a_disk {
             return Ok(());
         }
         let known = self.meta.get(&node_key(&self.plan.name)).await;
@@ -164,9 +165,9 @@ impl NodeHost {
             return Ok(());
         }
         Err(self.error(format!(
-            "{} is empty, and this node had a disk there: mount it. If that disk is lost, start the cluster with \
-             --new-disk {} (or remove the empty folder), and what was on it is fetched from the other nodes",
-            self.plan.folder.display(),
+            "{} holds no disk, and this node had one there: mount it, or put the folder back. If that disk is lost, start \
+             the cluster with --new-disk {}: what other nodes have of it is fetched from them",
+            folder.display(),
             self.plan.name
         )))
     }

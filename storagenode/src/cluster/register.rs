@@ -38,11 +38,13 @@ pub enum RegisterError {
     OtherCluster { stored: String, configured: String },
     #[error(
         "this disk's boot counter is {disk}, the cluster has seen {stored}: the disk was rolled back or copied. \
-         Move the data folder away to join as new; what was on it is fetched from the other nodes"
+         If all other nodes are well, move the data folder away (do not delete it) to join as new: what the others have is \
+         fetched from them. If several disks were rolled back together, restore what fits them instead"
     )]
     RolledBack { disk: u64, stored: u64 },
     #[error(
-        "this disk was replaced by another one and may not come back: move the data folder away to join as new"
+        "this disk was replaced by another one and may not come back: move the data folder away (do not \
+         delete it while files are missing) to join as new"
     )]
     Retired,
     #[error(

@@ -241,6 +241,30 @@ mod tests {
         }
     }
 
+    proptest! {
+        /// What one node has too much or lacks shows in its group, which weighs what its fullest member has; nothing else does,
+        /// and what is newer than the epoch is not looked at.
+        #[test]
+        fn what_is_left_behind_is_unequal(files in 1u8..20, until in 0u8..20, which in any::<prop::sample::Index>(), lacks: bool) {
+            let map = map();
+            let max_epoch = Generation([until; 16]).epoch();
+            let mut tally = Tally::default();
+            (0..files).for_each(|n| tally.add_file_until(&map, &record(n, 3), max_epoch));
+            let old = (0..files.min(until + 1)).flat_map(|n| chunks_of(&record(n, 3)).collect::<Vec<_>>());
+            let old: Vec<ChunkId> = old.collect();
+            prop_assert!(tally.unequal(&map, &answers(&map, old.iter().copied(), |_, _| true)).is_empty());
+            let leaked = ChunkId { generation: Generation([0; 16]), index: 77 };
+            let odd = if lacks { *which.get(&old) } else { leaked };
+            let there = || old.iter().copied().chain((!lacks).then_some(leaked));
+            // The odd one is at one of its two holders only.
+            let at_one = |id: ChunkId, node| id != odd || map.holders(map.pg_of(&id), 2)[0] == node;
+            let unequal = tally.unequal(&map, &answers(&map, there(), at_one));
+            prop_assert_eq!(unequal.keys().copied().collect::<Vec<_>>(), vec![map.pg_of(&odd)]);
+            let most = there().filter(|id| map.pg_of(id) == map.pg_of(&odd)).count() as u64;
+            prop_assert_eq!(unequal[&map.pg_of(&odd)], most);
+        }
+    }
+
     #[test]
     fn two_holders_may_have_everything_together() {
         let map = map();
