@@ -7,6 +7,7 @@
 
 pub mod collect;
 mod inventories;
+mod records;
 pub mod remove;
 pub mod repair;
 pub mod sweep;

@@ -6,7 +6,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use cairn_node::{
     files::{Condition, FileError, FileInfo, FilePath, RangeSpec, SharedFiles, UploadSpec, VolumeName},
-    meta::keys,
+    meta::{
+        Op, Txn,
+        keys::{self, restored::RestoredRecord},
+    },
 };
 use cairn_placement::VolumeId;
 use cairn_tests::sim::{
@@ -159,6 +162,36 @@ fn a_store_that_fills_up_after_a_lost_answer_costs_no_file() {
         cluster.clock.sleep(Duration::from_secs(200)).await;
         assert!(read(&cluster.files(1).unwrap(), "full").await.expect("it was stored") == content(2));
         assert!(Leftovers::of(&cluster).await.missing.is_empty());
+    });
+}
+
+/// R10: after a restoration everything newer than the backup looks left behind.
+#[test]
+fn nothing_is_swept_while_the_store_may_be_an_older_copy() {
+    runtime().block_on(async {
+        let mut cluster = cluster(Plant::None).await;
+        tokio::spawn(upload(&cluster, "left", 5, Duration::from_secs(5)).await);
+        while Leftovers::of(&cluster).await.unnamed.len() < 3 {
+            cluster.clock.sleep(Duration::from_millis(100)).await;
+        }
+        cluster.kill(0);
+        cluster.boot(0).await.unwrap();
+        let seen = RestoredRecord { tick: 2, revision: 1_000_000, map_generation: 1, epoch: 1 };
+        let txn = |op: Op| Txn { compare: vec![], then: vec![op], otherwise: vec![] };
+        let told = txn(Op::put(keys::restored::key("n9"), keys::to_json(&seen)));
+        cluster.meta().txn(told).await.unwrap();
+        // What had begun ends.
+        cluster.clock.sleep(Duration::from_secs(10)).await;
+        let before = sweeps(&cluster);
+        cluster.clock.sleep(Duration::from_secs(400)).await;
+        assert_eq!(sweeps(&cluster), before, "no sweep begins");
+        assert!(Leftovers::of(&cluster).await.unnamed.len() >= 3);
+        // As `cairn-node recover` accepts it.
+        let tick = cluster.node(1).unwrap().node().view.current().tick + 1;
+        let accepted = txn(Op::put(keys::restored::accepted_key(), tick.to_string()));
+        cluster.meta().txn(accepted).await.unwrap();
+        cluster.clock.sleep(Duration::from_secs(400)).await;
+        assert!(Leftovers::of(&cluster).await.unnamed.is_empty(), "and then it goes on");
     });
 }
 

@@ -1,14 +1,15 @@
 //! What nodes hold, asked in one way for this node and others.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
-use cairn_placement::{ClusterMap, PgId, VolumeId};
+use cairn_placement::{ClusterMap, NodeId, PgId, VolumeId};
 use cairn_proto::v1 as proto;
+use tracing::debug;
 
 use super::repair::plan::{Digest, Digests, Held};
 use crate::{
     chunks::Scope,
-    cluster::NodeInfo,
+    cluster::{ClusterState, NodeInfo},
     replication::{peers::PeerError, wire, write::Writer},
 };
 
@@ -49,6 +50,34 @@ pub async fn digests(
     }
     let answer = writer.peers.summarize(node, map.pg_bits, groups, scope, SUMMARY_LIMIT).await?;
     Ok(digests_from_wire(&answer))
+}
+
+/// The summaries of all live nodes of the map; without those of nodes that did not answer for all of their groups.
+pub async fn all_digests(
+    writer: &Writer,
+    state: &ClusterState,
+    map: &ClusterMap,
+    scope: Scope,
+) -> BTreeMap<NodeId, Digests> {
+    let mut answers = BTreeMap::new();
+    for node in map.nodes.keys().filter_map(|id| state.nodes.get(id)).filter(|node| node.is_live()) {
+        let groups: Vec<PgId> = map.groups_of(node.id).collect();
+        let (mut all, mut whole) = (Digests::new(), true);
+        for groups in groups.chunks(GROUPS_A_REQUEST) {
+            match digests(writer, map, node, groups, scope).await {
+                Ok(part) => all.extend(part),
+                Err(error) => {
+                    debug!(node = node.name, %error, "gave no summary");
+                    whole = false;
+                    break;
+                }
+            }
+        }
+        if whole {
+            answers.insert(node.id, all);
+        }
+    }
+    answers
 }
 
 /// Everything that this node holds of one group.

@@ -5,14 +5,13 @@ use std::{
     time::Duration,
 };
 
-use cairn_placement::{ClusterMap, Generation, NodeId, PgId};
+use cairn_placement::{ClusterMap, Generation, PgId};
 use parking_lot::Mutex;
 use tracing::{debug, error, info, warn};
 
 use super::{
     super::{
-        inventories::{self, GROUPS_A_REQUEST},
-        repair::plan::Digests,
+        inventories, records,
         truth::plan::{Tally, portions},
     },
     plan::{self, Remains, Step, Unnamed},
@@ -21,7 +20,7 @@ use crate::{
     chunks::Scope,
     cluster::{ClusterState, coordinate::Term},
     meta::{
-        Compare, Event, KeyValue, MetaError, Op, RangeRead, SharedMeta, Txn, Watch,
+        Compare, Event, Freshness, KeyValue, MetaError, Op, RangeRead, SharedMeta, Txn, Watch,
         keys::{
             self, collect::CollectRecord, file::FileRecord, quarantine::QuarantineRecord, sweep::SweepRecord,
         },
@@ -29,14 +28,14 @@ use crate::{
     replication::write::Writer,
 };
 
-/// Records in one page.
-const PAGE: usize = 1_000;
 /// Chunks listed at a time: bounds memory, at about 100 bytes each.
 const CHUNKS_A_PORTION: u64 = 100_000;
 /// Generations that one sweep puts into quarantine; the next one finds the rest.
 const MAX_QUARANTINED: u64 = 100_000;
 /// Entries of the quarantine changed in one transaction.
 const ENTRIES_A_TXN: usize = 25;
+/// Ten million records take minutes; a watch that has fallen silent must not end all sweeps.
+const SCAN_LIMIT: Duration = Duration::from_secs(3_600);
 /// After a sweep that failed.
 const AGAIN: Duration = Duration::from_secs(60);
 
@@ -113,7 +112,7 @@ impl Sweep {
             Some(max_epoch) => {
                 Pass { sweep: self, term, state: &state, map: &map, record, max_epoch }.make().await
             }
-            None => self.finish(term, SweepRecord { finished: true, ..record }).await,
+            None => self.finish(term, &record, record).await,
         }
     }
 
@@ -146,9 +145,12 @@ impl Sweep {
         Ok(record)
     }
 
-    async fn finish(&self, term: &Term, record: SweepRecord) -> Result<(), MetaError> {
+    /// Notes that a sweep is over, if it is still the one that was begun: the answer of an earlier attempt may be late.
+    async fn finish(&self, term: &Term, begun: &SweepRecord, record: SweepRecord) -> Result<(), MetaError> {
+        let record = SweepRecord { finished: true, ..record };
+        let compare = vec![term.holds(), Compare::value(keys::sweep::key(), keys::to_json(begun))];
         let then = vec![Op::put(keys::sweep::key(), keys::to_json(&record))];
-        self.must(Txn { compare: vec![term.holds()], then, otherwise: vec![] }).await
+        self.must(Txn { compare, then, otherwise: vec![] }).await
     }
 
     /// Makes a transaction that only fails if this coordinator's time is over.
@@ -163,24 +165,18 @@ impl Sweep {
     async fn each(
         &self,
         prefix: &'static [u8],
-        mut take: impl FnMut(&KeyValue) -> Result<(), MetaError>,
+        take: impl FnMut(&KeyValue) -> Result<(), MetaError>,
     ) -> Result<(), MetaError> {
-        let mut read = RangeRead { limit: PAGE, ..RangeRead::prefix(prefix) };
-        loop {
-            let page = self.meta.range(read.clone()).await?;
-            page.entries.iter().try_for_each(&mut take)?;
-            match page.entries.last().filter(|_| page.more) {
-                Some(last) => read.start = [&last.key[..], &[0]].concat().into(),
-                None => return Ok(()),
-            }
-        }
+        records::each(&*self.meta, prefix, Freshness::Linearizable, take).await
     }
 }
 
 impl Pass<'_> {
     async fn make(self) -> Result<(), MetaError> {
         let scope = Scope::OnDisk { max_epoch: self.max_epoch };
-        let answers = self.ask(scope).await;
+        // Those of the others are looked at by a later sweep.
+        let writer = &self.sweep.writer;
+        let answers = inventories::all_digests(writer, self.state, self.map, scope).await;
         let doubtful = self.tally().await?.unequal(self.map, &answers);
         let all_answered = self.map.nodes.keys().all(|node| answers.contains_key(node));
         drop(answers);
@@ -194,7 +190,7 @@ impl Pass<'_> {
             let SweepRecord { number, quarantined, removed, .. } = record;
             info!(sweep = number, quarantined, removed, "swept what uploads left behind");
         }
-        self.sweep.finish(self.term, SweepRecord { finished: true, ..record }).await
+        self.sweep.finish(self.term, &self.record, record).await
     }
 
     /// What files and the collection queue name of what may be swept. Only tells where to look closer.
@@ -218,31 +214,6 @@ impl Pass<'_> {
             })
             .await?;
         Ok(tally)
-    }
-
-    /// The sums of all nodes that answer; those of the others are looked at by a later sweep.
-    async fn ask(&self, scope: Scope) -> BTreeMap<NodeId, Digests> {
-        let mut answers = BTreeMap::new();
-        for node in
-            self.map.nodes.keys().filter_map(|id| self.state.nodes.get(id)).filter(|node| node.is_live())
-        {
-            let groups: Vec<PgId> = self.map.groups_of(node.id).collect();
-            let (mut digests, mut whole) = (Digests::new(), true);
-            for groups in groups.chunks(GROUPS_A_REQUEST) {
-                match inventories::digests(&self.sweep.writer, self.map, node, groups, scope).await {
-                    Ok(part) => digests.extend(part),
-                    Err(error) => {
-                        debug!(node = node.name, %error, "gave no summary");
-                        whole = false;
-                        break;
-                    }
-                }
-            }
-            if whole {
-                answers.insert(node.id, digests);
-            }
-        }
-        answers
     }
 
     /// Finds what is on disks in some groups, and strikes out what is named.
@@ -293,7 +264,10 @@ impl Pass<'_> {
             self.sweep.must(Txn { compare: vec![self.term.holds()], then, otherwise: vec![] }).await
         };
         let watching = follow(&mut *watch, marker.as_bytes(), &named);
-        futures::try_join!(pages, watching)?;
+        let scan = async { futures::try_join!(pages, watching) };
+        let silent =
+            || MetaError::Unavailable(format!("the records were not read through within {SCAN_LIMIT:?}"));
+        self.sweep.writer.env.timeout(SCAN_LIMIT, scan).await.unwrap_or_else(|| Err(silent()))?;
         self.sweep.each(keys::collect::PREFIX, |entry| keys::collect::generation(entry).map(&named)).await
     }
 

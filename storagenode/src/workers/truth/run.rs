@@ -6,20 +6,17 @@ use std::{
 };
 
 use cairn_placement::{ChunkId, ClusterMap, Generation, NodeId, PgId, VolumeId};
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use super::{
-    super::{
-        inventories::{self, GROUPS_A_REQUEST},
-        repair::plan::Digests,
-    },
+    super::{inventories, records},
     plan::{self, Tally, Wanted},
 };
 use crate::{
     chunks::Scope,
     cluster::{ClusterState, NodeInfo, coordinate::Term},
     meta::{
-        Freshness, KeyValue, MetaError, Op, RangeRead, SharedMeta, Txn,
+        Freshness, KeyValue, MetaError, Op, SharedMeta, Txn,
         keys::{
             self,
             collect::CollectRecord,
@@ -35,8 +32,6 @@ use crate::{
     },
 };
 
-/// Records in one page.
-const PAGE: usize = 1_000;
 /// Chunks looked for at a time: bounds memory, at about 100 bytes each.
 const CHUNKS_A_PORTION: u64 = 100_000;
 /// Chunks in no inventory that one pass looks at although they turn out not to be lost: being mended, or out of reach.
@@ -138,7 +133,7 @@ impl Truth {
             Ok(())
         })
         .await?;
-        let answers = self.ask(state, map).await;
+        let answers = inventories::all_digests(&self.writer, state, map, Scope::Whole).await;
         let doubtful = tally.doubtful(map, &answers);
         drop((tally, answers));
         let mut found = Found::default();
@@ -166,41 +161,9 @@ impl Truth {
     async fn each(
         &self,
         prefix: &'static [u8],
-        mut take: impl FnMut(&KeyValue) -> Result<(), MetaError>,
+        take: impl FnMut(&KeyValue) -> Result<(), MetaError>,
     ) -> Result<(), MetaError> {
-        let mut read = RangeRead { limit: PAGE, freshness: Freshness::Stale, ..RangeRead::prefix(prefix) };
-        loop {
-            let page = self.meta.range(read.clone()).await?;
-            page.entries.iter().try_for_each(&mut take)?;
-            match page.entries.last().filter(|_| page.more) {
-                Some(last) => read.start = [&last.key[..], &[0]].concat().into(),
-                None => return Ok(()),
-            }
-        }
-    }
-
-    /// The summaries of all nodes that answer.
-    async fn ask(&self, state: &ClusterState, map: &ClusterMap) -> BTreeMap<NodeId, Digests> {
-        let mut answers = BTreeMap::new();
-        for node in map.nodes.keys().filter_map(|id| state.nodes.get(id)).filter(|node| node.is_live()) {
-            let groups: Vec<PgId> = map.groups_of(node.id).collect();
-            let mut digests = Digests::new();
-            let mut whole = true;
-            for groups in groups.chunks(GROUPS_A_REQUEST) {
-                match inventories::digests(&self.writer, map, node, groups, Scope::Whole).await {
-                    Ok(part) => digests.extend(part),
-                    Err(error) => {
-                        debug!(node = node.name, %error, "gave no summary");
-                        whole = false;
-                        break;
-                    }
-                }
-            }
-            if whole {
-                answers.insert(node.id, digests);
-            }
-        }
-        answers
+        records::each(&*self.meta, prefix, Freshness::Stale, take).await
     }
 
     /// Looks for every chunk of some groups, one by one.
