@@ -39,10 +39,30 @@ impl Condition {
 #[derive(Debug, Clone, Default)]
 pub struct CreateVolume {
     pub name: String,
-    /// Absent: 3, or as many as there are zones if there are fewer (nodes, if all are in one zone).
+    /// Absent: 3, or as many as there are zones if there are fewer (nodes, if all are in one zone). 0 is refused.
     pub copies: Option<u32>,
-    /// Absent: 4 MiB.
+    /// Absent: 4 MiB. 0 is refused.
     pub chunk_size_bytes: Option<u32>,
+}
+
+impl CreateVolume {
+    /// On the wire, 0 stands for what was not given: a 0 that was given would be taken for the default.
+    fn into_wire(self) -> Result<wire::CreateVolumeRequest> {
+        let number = |what: &str, given: Option<u32>| match given {
+            Some(0) => Err(Error::new(
+                ErrorCode::InvalidArgument,
+                Effect::NotSent,
+                format!("a volume cannot have 0 {what}"),
+                "give another number, or none for the default",
+            )),
+            given => Ok(given.unwrap_or(0)),
+        };
+        Ok(wire::CreateVolumeRequest {
+            copies: number("copies", self.copies)?,
+            chunk_size_bytes: number("bytes in a chunk", self.chunk_size_bytes)?,
+            name: self.name,
+        })
+    }
 }
 
 /// Deletions whose answer got lost are repeated so often, if they are conditional.
@@ -110,11 +130,7 @@ impl Client {
 
     /// Creates a volume, or finds it there with the same settings; true if it is new.
     pub async fn create_volume(&self, volume: CreateVolume) -> Result<(Volume, bool)> {
-        let message = wire::CreateVolumeRequest {
-            name: volume.name,
-            copies: volume.copies.unwrap_or(0),
-            chunk_size_bytes: volume.chunk_size_bytes.unwrap_or(0),
-        };
+        let message = volume.into_wire()?;
         let answer = self
             .unary(Repeat::Safe, message, |node, request| async move {
                 volumes(&node).create_volume(request).await
@@ -234,4 +250,21 @@ fn explain_local(error: Error) -> Error {
         "this cluster does not let clients stop or start its nodes",
         "only a cluster run by `cairn-operator local` does; on Kubernetes, delete the node's pod",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_zero_that_was_given_is_not_the_default() {
+        let volume = |copies, chunk_size_bytes| CreateVolume { name: "v".into(), copies, chunk_size_bytes };
+        let sent = volume(None, None).into_wire().unwrap();
+        assert_eq!((sent.copies, sent.chunk_size_bytes), (0, 0), "which stands for the defaults");
+        assert_eq!(volume(Some(2), None).into_wire().unwrap().copies, 2);
+        for given in [volume(Some(0), None), volume(None, Some(0))] {
+            let refused = given.into_wire().unwrap_err();
+            assert_eq!((refused.code(), refused.effect()), (ErrorCode::InvalidArgument, Effect::NotSent));
+        }
+    }
 }

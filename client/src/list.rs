@@ -13,7 +13,7 @@ pub struct ListOptions {
     pub prefix: String,
     /// Roll paths with a "/" after the prefix up into [`Page::prefixes`], as folders.
     pub delimited: bool,
-    /// Entries of a page; 0 means 1,000.
+    /// Entries of a page: 1 to 10,000, or 0 for the default of 1,000. More are refused.
     pub page_size: u32,
 }
 

@@ -11,7 +11,7 @@
 //! |---|---|
 //! | [`manifests`] | files → one StorageCluster and its Volumes |
 //! | [`folder`], [`ports`] | what survives a restart |
-//! | [`node`] | a node and its runtime: start, stop, cut |
+//! | [`node`] | a node and its runtime: start, stop, cut, start again what ended by itself |
 //! | [`supervisor`] | all of them, with the store and the secrets |
 //! | [`service`] | `Local`: StopNode, StartNode |
 //! | [`volumes`] | volumes from manifests |
@@ -155,6 +155,7 @@ fn plan(wanted: Wanted, folder: &Folder, options: &Options) -> Result<Planned, L
     let ports = Ports::assign(options.base_port, before, options.host, &nodes)?;
     ports.check_free(options.host)?;
     let now = Installed::new(name, record, ports.clone());
+    supervisor::check(folder)?;
     if installed.as_ref() != Some(&now) {
         folder.install(&now)?;
     }
@@ -184,6 +185,9 @@ async fn serve(
     let guide = guide::Guide::new(planned, folder, supervisor.secrets());
     guide.write_contexts(&folder.contexts()).map_err(SupervisorError::Contexts)?;
     println!("{guide}");
+    for problem in supervisor.problems() {
+        println!("\nNOT RUNNING, and tried again: {problem}");
+    }
     if let Some(path) = ready_file {
         let text = guide.to_json();
         folder::write_whole(path, text.as_bytes())

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! DATA_DIR/lock                                held while the folder is open
-//! DATA_DIR/identity                            cluster, node, incarnation, boot counter (R9)
+//! DATA_DIR/identity, identity.copy             cluster, node, incarnation, boot counter (R9), twice
+//! DATA_DIR/damage                              chunks that are known to be damaged
 //! DATA_DIR/segments/BOOT-NUMBER.seg            records, appended in groups (R8)
 //! ```
 //!
@@ -12,7 +13,7 @@
 //!   to, and never again after the boot that made it, or after a failed write.
 //! * A **group** is what one `fdatasync` makes durable: everything that waited when the last one returned. Each record of
 //!   a group carries the **durable end**: how much of the segment was durable before that group. A bad record before the
-//!   greatest durable end is corrupt; after it, it is a torn tail and was never acknowledged.
+//!   greatest durable end is corrupt; after it, it is torn: never acknowledged, or damaged since.
 //! * A **mark** says the same of another segment, once nothing more is written there.
 //! * The **index** is in memory: what is present, what is buried, in order of the chunks' hashes, so that a placement
 //!   group is a range for any number of groups.
@@ -21,9 +22,11 @@
 //! |---|---|
 //! | `header`, `seal`, `kek` | a chunk's header; sealing frames; wrapping keys |
 //! | `identity`, `format` | the files' bytes |
+//! | `correct` | headers of which one byte is wrong |
 //! | `segment`, `scan`, `recover` | segment files: making, reading through, taking up again after a crash |
-//! | `index`, `space` | what is here; how much room is left (R16) |
-//! | `store`, `write`, `read` | [`ChunkStore`]; the one task that writes; reading |
+//! | `index`, `space`, `damage` | what is here; how much room is left (R16); what is known to be damaged |
+//! | `open`, `store`, `flight` | taking up a folder; [`ChunkStore`]; one write at a time of each chunk |
+//! | `write`, `layout`, `hole`, `read` | the one task that writes; a group's bytes; space given back; reading |
 
 use std::{
     io,
@@ -32,12 +35,17 @@ use std::{
 
 use cairn_placement::{ChunkId, Generation, VolumeId};
 
+mod correct;
+mod damage;
+mod flight;
 mod format;
 mod header;
+mod hole;
 mod identity;
 mod index;
 mod kek;
 mod layout;
+mod open;
 mod read;
 mod recover;
 mod scan;
@@ -50,7 +58,7 @@ mod write;
 
 pub use format::{Sighting, Tombstone};
 pub use header::{ChunkError, ChunkHeader, SealedChunk, crc32c, frame_count, plain_frame_length};
-pub use identity::Identity;
+pub use identity::{Identity, holds_disk, peek_identity};
 pub use kek::{Kek, KekError, KekId, UnwrapError, wrapped_with};
 pub use recover::{CorruptRange, RecoveryReport};
 pub use seal::{FrameError, GenerationKey, VolumeKey, open_frame, seal_chunk};
@@ -119,12 +127,18 @@ pub enum OpenError {
     #[error("{path} has format {found}, this version knows up to {known}: upgrade this node")]
     NewerFormat { path: PathBuf, found: u32, known: u32 },
     #[error(
-        "{path} is damaged: restore that file from a backup. If there is none, and all other nodes are well, move its folder \
-         away (do not delete it) and start with a new one: what the others have is fetched from them"
+        "{path} is damaged, and there is no sound one of `identity` and `identity.copy` in its folder: restore one of them from a \
+         backup. If there is none, and all other nodes are well, move the folder away (do not delete it) and start with a new \
+         one: what the others have is fetched from them"
     )]
     Damaged { path: PathBuf },
     #[error(
-        "{folder} has segments but no identity: put the file `identity` back. If there is none, and all other nodes \
+        "the two identities in {folder} differ: `identity` is of {first}; `identity.copy` is of {copy}. Move the one away that \
+         does not belong to this disk"
+    )]
+    IdentitiesDiffer { folder: PathBuf, first: String, copy: String },
+    #[error(
+        "{folder} has segments but no identity: put the file `identity` or `identity.copy` back. If there is none, and all other nodes \
          are well, move the folder away (do not delete it) and start with a new one: what the others have is fetched from them"
     )]
     IdentityLost { folder: PathBuf },
@@ -244,6 +258,25 @@ pub struct InventoryEntry {
     pub tombstone: bool,
 }
 
+/// A chunk of which only a part can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DamagedChunk {
+    pub id: ChunkId,
+    pub volume: VolumeId,
+    pub copies: u8,
+    /// Of the last group before a crash: perhaps it never was whole, and nobody was told that it is here.
+    pub torn: bool,
+}
+
+/// The data folder was deleted under the running store: what is written goes with the last open file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{folder} was deleted while this node was running: put it back from a backup, or start the node on a new disk"
+)]
+pub struct FolderGone {
+    pub folder: PathBuf,
+}
+
 /// How full the disk is, and with what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Usage {
@@ -254,8 +287,10 @@ pub struct Usage {
     pub writable_bytes: u64,
     pub chunks: u64,
     pub tombstones: u64,
-    /// Chunks of which only a part can be read; not among `chunks`.
+    /// Chunks of which only a part can be read any more; not among `chunks`.
     pub damaged_chunks: u64,
+    /// Chunks of the last groups before crashes that are not whole, and perhaps never were; among neither of these.
+    pub torn_chunks: u64,
     pub segments: u64,
 }
 

@@ -35,6 +35,8 @@ pub struct NodeConfig {
     pub node_name: String,
     pub zone: String,
     pub data_dir: PathBuf,
+    /// An empty folder may take the place of the disk that this node had.
+    pub new_disk: bool,
     pub database_url: DatabaseUrl,
     pub grpc_port: u16,
     pub http_port: u16,
@@ -148,11 +150,19 @@ pub fn command(matches: &ArgMatches, given: &Given<'_>) -> Result<Command, Confi
 fn node_config(matches: &ArgMatches, given: &Given<'_>) -> Result<NodeConfig, ConfigError> {
     let mut reader = Reader::new(matches, given)?;
     let host_name = Some(given.host_name.as_str()).filter(|name| !name.is_empty());
+    let node_name = reader.read("NODE_NAME", host_name, name);
+    let new_disk = match reader.read("NEW_DISK", None, name).as_str() {
+        "true" => true,
+        "false" => false,
+        // In a file that several nodes share, only the one that is named gets a new disk.
+        named => named == node_name,
+    };
     let config = NodeConfig {
         cluster_name: reader.read("CLUSTER_NAME", None, name),
-        node_name: reader.read("NODE_NAME", host_name, name),
+        node_name,
         zone: reader.read("ZONE", None, name),
         data_dir: reader.read("DATA_DIR", None, path),
+        new_disk,
         database_url: reader.database_url(),
         grpc_port: reader.read("GRPC_PORT", None, port),
         http_port: reader.read("HTTP_PORT", None, port),

@@ -134,6 +134,23 @@ pub fn sync_with_parents(disk: &dyn Disk, folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Replaces a small file as a whole, or makes it: durably, and whatever happens meanwhile there is the old one or the new
+/// one. `NAME.new` beside it is used for that.
+pub fn replace_file(disk: &dyn Disk, path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut new = path.to_owned().into_os_string();
+    new.push(".new");
+    let new = Path::new(&new);
+    match disk.remove(new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = disk.open(new, OpenMode::CreateNew)?;
+    file.write_at(&[io::IoSlice::new(content)], 0)?;
+    file.sync_all()?;
+    disk.rename(new, path)?;
+    disk.sync_folder(path.parent().unwrap_or(Path::new(".")))
+}
+
 /// Size of a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiskSpace {
@@ -157,6 +174,8 @@ pub trait DiskFile: Send + Sync {
     fn sync_data(&self) -> io::Result<()>;
     /// Makes written bytes and the size durable (`fsync`).
     fn sync_all(&self) -> io::Result<()>;
+    /// Whether the file still has a name. One without goes when it is closed, with all that is in it.
+    fn has_name(&self) -> io::Result<bool>;
     /// Drops cached pages of a range, so that the next read asks the device.
     fn forget_cached(&self, offset: u64, length: u64) -> io::Result<()>;
     /// Takes the exclusive lock; `WouldBlock` if another process has it. Held until the file is closed.

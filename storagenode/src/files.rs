@@ -15,6 +15,7 @@ mod damage;
 mod download;
 pub mod gateway;
 mod namespace;
+mod page;
 pub mod path;
 mod upload;
 mod volumes;

@@ -167,6 +167,11 @@ fn verify(data_dir: &Path) -> ExitCode {
                 found.plain_bytes,
                 found.tombstones,
                 match found.is_sound() {
+                    true if found.torn > 0 => format!(
+                        "all of it is whole, but for {} chunks of the last writes before a crash: never acknowledged, or \
+                         damaged since; started among the other nodes, this one mends what is missed",
+                        found.torn
+                    ),
                     true => "all of it is whole".to_owned(),
                     false => format!(
                         "damaged chunks: {}, damaged ranges besides: {}",

@@ -1,7 +1,7 @@
 //! One storage node, put together from its seams, its configuration and a metadata store. The only module that knows
 //! every part.
 //!
-//! Order of a start: join the cluster (its id) → open the disk (identity, recovery) → register the disk → mirror the
+//! Order of a start: join the cluster (its id) → look at the disk → open it (identity, recovery) → register it → mirror the
 //! cluster's state → serve → stand for coordinator, repair. Order of a stop: stop taking requests, let open ones end
 //! (bounded), give the lease back, close the disk. Dropping the runtime without [`RunningNode::stop`] is what a power
 //! cut is to a machine, and as harmless.
@@ -9,8 +9,10 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use cairn_placement::NodeId;
+use disk::SelfEnd;
+use parking_lot::Mutex;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{error, info};
+use tracing::info;
 
 use crate::{
     api::peer::{Me, PeerService},
@@ -30,10 +32,13 @@ use crate::{
     },
 };
 
+mod disk;
 mod measure;
+mod refusal;
 mod serve;
 mod status;
 
+pub use disk::Ended;
 pub use serve::{RunningNode, ServeError, ServeOptions, serve};
 
 /// What a node needs to know of itself.
@@ -43,6 +48,8 @@ pub struct NodeOptions {
     pub name: String,
     pub zone: String,
     pub folder: PathBuf,
+    /// An empty folder may take the place of the disk that the node had.
+    pub new_disk: bool,
     /// `host:port` that others reach its gRPC services at.
     pub advertise: String,
     /// How much of the disk may be used; the whole file system if absent.
@@ -134,6 +141,7 @@ pub struct Node {
     stop: CancellationToken,
     stop_lease: CancellationToken,
     tasks: TaskTracker,
+    ended: Arc<Mutex<Option<Ended>>>,
 }
 
 impl Node {
@@ -200,6 +208,7 @@ impl Node {
             stop,
             stop_lease: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            ended: Arc::default(),
         };
         node.start_tasks(writer, reader);
         node.start_sampling();
@@ -208,12 +217,11 @@ impl Node {
 
     fn start_tasks(&self, writer: Writer, reader: Reader) {
         let (env, meta) = (self.env.clone(), self.meta.clone());
-        let name = self.options.name.clone();
-        let stop = self.stop.clone();
-        let lost = move |cause: String| {
-            error!(node = name, cause, "this node lost its name to another one and stops serving");
-            stop.cancel();
-        };
+        let end = SelfEnd { stop: self.stop.clone(), cause: self.ended.clone() };
+        let (name, by_name) = (self.options.name.clone(), end.clone());
+        let lost = move |cause: String| by_name.end(&name, Ended::NameTaken(cause));
+        self.start_looking(end);
+        self.start_telling_of_damage();
         let lease = register::keep_alive(env, meta, self.registration.clone(), self.stop_lease.clone(), lost);
         self.tasks.spawn(lease);
         self.tasks.spawn(self.repair.clone().run(self.stop.clone()));
@@ -251,9 +259,14 @@ impl Node {
         self.tasks.spawn(coordinator.run(self.stop.clone()));
     }
 
-    /// Cancelled when the node has to stop by itself: another one has its name.
+    /// Cancelled when the node has to stop by itself; [`Self::ended`] says why.
     pub fn stopping(&self) -> CancellationToken {
         self.stop.clone()
+    }
+
+    /// Why the node stopped by itself, if it did.
+    pub fn ended(&self) -> Option<Ended> {
+        self.ended.lock().clone()
     }
 
     /// Ends the background work, gives the lease back, and closes the disk. Servers must have ended before.
@@ -276,10 +289,20 @@ struct Joined {
     id: NodeId,
 }
 
-/// Joins the cluster, opens the disk, and registers it, in this order (see the module's documentation).
+/// Takes part in the cluster, or tells the others why not.
 async fn join(env: &Env, options: &NodeOptions, meta: &SharedMeta) -> Result<Joined, StartError> {
+    let joined = take_part(env, options, meta).await;
+    if let Err(error) = &joined {
+        refusal::tell(env, meta, &options.name, error).await;
+    }
+    joined
+}
+
+/// Joins the cluster, opens the disk, and registers it, in this order (see the module's documentation).
+async fn take_part(env: &Env, options: &NodeOptions, meta: &SharedMeta) -> Result<Joined, StartError> {
     let record = register::join_cluster(env, meta, &options.cluster, options.timings.join).await?;
     check_kek(meta, &options.kek).await?;
+    refusal::check_disk(env, options, meta).await?;
     let store_options = StoreOptions {
         capacity_bytes: options.capacity_bytes,
         queue_bytes: options.budgets.member_bytes,

@@ -1,21 +1,27 @@
 //! From settings to a node that serves, and to its end: what the program does between its first lines and its last.
 
-use std::{io, net::Ipv6Addr, path::Path, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::Ipv6Addr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
     api::Limits,
-    chunks::{Kek, KekError},
+    chunks::{self, Kek, KekError},
     cluster::recover::{self, RecoverError, Recovered},
     config::{NodeConfig, Recover},
     env::{
         Env, OpenMode, Protocol,
         real::{RealClock, RealDisk, RealRandom, RealThreads, without_network},
     },
-    meta::{self, ConnectError, url::DatabaseUrl},
-    node::{self, Budgets, NodeOptions, RunningNode, ServeError, ServeOptions},
+    meta::{self, ConnectError, embedded, url::DatabaseUrl},
+    node::{self, Budgets, Ended, NodeOptions, RunningNode, ServeError, ServeOptions},
     tls::{CredentialError, TlsFiles, TlsNetwork, TlsOptions},
 };
 
@@ -30,7 +36,7 @@ pub enum RunError {
     #[error(transparent)]
     Credentials(#[from] CredentialError),
     #[error("KEK_FILE {path:?} cannot be read: {error}; give the path of a file that this user may read")]
-    KekUnreadable { path: std::path::PathBuf, error: io::Error },
+    KekUnreadable { path: PathBuf, error: io::Error },
     #[error(
         "KEK_FILE: {0}; restore it from a backup, for no other key opens what is stored (only where nothing is stored yet, \
          make one with `openssl rand -base64 32`)"
@@ -38,12 +44,18 @@ pub enum RunError {
     Kek(#[from] KekError),
     #[error(transparent)]
     Meta(#[from] ConnectError),
+    #[error(
+        "{store} is gone, and {data} holds this node's disk, of which nothing can be read without it: put the store back, or \
+         restore it from a backup (docs/restore.md); a new one needs a DATA_DIR of its own",
+        store = store.display(), data = data.display()
+    )]
+    StoreLost { store: PathBuf, data: PathBuf },
     #[error("{0}; choose another port or address (GRPC_PORT, HTTP_PORT, BIND_HOST), or end what uses it")]
     Listen(io::Error),
     #[error(transparent)]
     Serve(#[from] ServeError),
-    #[error("another node has taken this node's name; give every node a NODE_NAME of its own")]
-    NameTaken,
+    #[error(transparent)]
+    Ended(#[from] Ended),
 }
 
 /// Runs a node in the real world until `stop`. Must be called inside a tokio runtime.
@@ -62,14 +74,15 @@ pub async fn run(config: NodeConfig, stop: CancellationToken) -> Result<(), RunE
         "serving"
     );
     let lost = node.stopping();
-    let asked = tokio::select! {
+    tokio::select! {
         biased;
-        () = stop.cancelled() => true,
-        () = lost.cancelled() => false,
-    };
+        () = stop.cancelled() => {}
+        () = lost.cancelled() => {}
+    }
+    let ended = node.ended();
     info!(drain_s = DRAIN.as_secs(), "stopping");
     node.stop(DRAIN).await;
-    if asked { Ok(()) } else { Err(RunError::NameTaken) }
+    ended.map_or(Ok(()), |ended| Err(ended.into()))
 }
 
 /// Why a restored metadata store was not accepted.
@@ -79,11 +92,17 @@ pub enum RecoverFailure {
     Meta(#[from] ConnectError),
     #[error(transparent)]
     Recover(#[from] RecoverError),
+    #[error("{store} does not exist: put the restored store there, or correct DATABASE_URL", store = store.display())]
+    NoStore { store: PathBuf },
 }
 
 /// Accepts a restored metadata store (R10). Must be called inside a tokio runtime.
 pub async fn recover(wanted: &Recover) -> Result<Recovered, RecoverFailure> {
-    let meta = meta::connect(&wanted.database_url, without_network()).await?;
+    let env = without_network();
+    if let Some(store) = absent_store(&env, &wanted.database_url).await {
+        return Err(RecoverFailure::NoStore { store });
+    }
+    let meta = meta::connect(&wanted.database_url, env).await?;
     let recovered = recover::recover(&meta, &wanted.without).await;
     meta.close().await;
     Ok(recovered?)
@@ -131,12 +150,14 @@ pub async fn start(env: Env, config: &NodeConfig) -> Result<RunningNode, RunErro
         Some(port) => port,
         None => port_of(&grpc.address()).unwrap_or(config.grpc_port),
     };
+    check_store(&env, config).await?;
     let meta = meta::connect(&config.database_url, env.clone()).await?;
     let options = NodeOptions {
         cluster: config.cluster_name.clone(),
         name: config.node_name.clone(),
         zone: config.zone.clone(),
         folder: config.data_dir.clone(),
+        new_disk: config.new_disk,
         advertise: join(&config.advertise_host, port),
         capacity_bytes: config.capacity_bytes,
         kek,
@@ -147,6 +168,28 @@ pub async fn start(env: Env, config: &NodeConfig) -> Result<RunningNode, RunErro
     let serve =
         ServeOptions { grpc, http, tokens: config.client_tokens_file.clone(), limits: Limits::default() };
     Ok(node::serve(env, options, meta, serve).await?)
+}
+
+/// The embedded store's file, if it is not there. Opening the store would make a new one.
+async fn absent_store(env: &Env, url: &DatabaseUrl) -> Option<PathBuf> {
+    let DatabaseUrl::Embedded { folder } = url else { return None };
+    let (disk, store) = (env.disk.clone(), embedded::file_in(folder));
+    let opened = env.blocking(move || (disk.open(&store, OpenMode::Read).map(|_| ()), store));
+    match opened.await {
+        (Err(error), store) if error.kind() == io::ErrorKind::NotFound => Some(store),
+        _ => None,
+    }
+}
+
+/// Refuses to make a new store for a disk that has been in use: a disk's identity is made after the store was.
+async fn check_store(env: &Env, config: &NodeConfig) -> Result<(), RunError> {
+    let Some(store) = absent_store(env, &config.database_url).await else { return Ok(()) };
+    let (disk, data) = (env.disk.clone(), config.data_dir.clone());
+    match env.blocking(move || (chunks::holds_disk(&*disk, &data), data)).await {
+        (Ok(true), data) => Err(RunError::StoreLost { store, data }),
+        // What cannot be looked at is for the node to tell.
+        _ => Ok(()),
+    }
 }
 
 async fn read_kek(env: &Env, path: &Path) -> Result<Kek, RunError> {

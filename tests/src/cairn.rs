@@ -17,7 +17,7 @@ use cairn_node::{
 
 use crate::{
     ports,
-    process::{Process, Spec},
+    process::{Output, Process, Spec, run},
     programs,
     scratch::Scratch,
 };
@@ -56,6 +56,8 @@ struct Member {
     grpc: u16,
     http: u16,
     data: PathBuf,
+    /// Its disk was taken from it, and it is to be told so.
+    lost_disk: bool,
     process: Option<Process>,
 }
 
@@ -97,6 +99,7 @@ impl CairnCluster {
             grpc: ports[index * 2],
             http: ports[index * 2 + 1],
             data: folder.path().join(format!("n{}", index + 1)),
+            lost_disk: false,
             process: None,
         };
         let members = options.zones.iter().enumerate().map(member).collect();
@@ -151,6 +154,15 @@ impl CairnCluster {
         Client::connect(config).expect("a client's configuration")
     }
 
+    /// Runs `cairn`, as people do, with every node to talk to.
+    pub fn cairn(&self, arguments: &[&str]) -> Output {
+        let endpoints: Vec<_> = (0..self.len()).map(|node| format!("https://{}", self.grpc(node))).collect();
+        let spec = Spec::new("cairn", programs::built("cairn")).args(arguments).clear_env();
+        let spec = spec.env("HOME", self.folder()).args(["--endpoint", &endpoints.join(",")]);
+        let spec = spec.arg("--ca-file").arg(&self.secrets.authority_certificate);
+        run(spec.arg("--token-file").arg(&self.secrets.client_token), None, 2 * LIMIT).expect("cairn runs")
+    }
+
     /// The command that starts a node.
     pub fn spec(&self, index: usize) -> Spec {
         let member = &self.members[index];
@@ -186,9 +198,13 @@ impl CairnCluster {
         self.folder.path().join(format!("{}.log", self.members[index].name))
     }
 
-    /// Starts a node that does not run.
+    /// Starts a node that does not run; one that has lost its disk may take a new one.
     pub fn restart(&mut self, index: usize) {
-        let process = self.spec(index).spawn().expect("cairn-node starts");
+        let mut spec = self.spec(index);
+        if std::mem::take(&mut self.members[index].lost_disk) {
+            spec = spec.env("NEW_DISK", &self.members[index].name);
+        }
+        let process = spec.spawn().expect("cairn-node starts");
         self.members[index].process = Some(process);
     }
 
@@ -208,9 +224,10 @@ impl CairnCluster {
     }
 
     /// Removes a stopped node's disk.
-    pub fn lose_disk(&self, index: usize) {
+    pub fn lose_disk(&mut self, index: usize) {
         assert!(self.members[index].process.is_none(), "the node still runs");
         std::fs::remove_dir_all(&self.members[index].data).expect("a data folder");
+        self.members[index].lost_disk = true;
     }
 
     /// Waits until the cluster's status is as wanted.

@@ -13,6 +13,7 @@ pub mod pki;
 pub mod ports;
 pub mod process;
 pub mod programs;
+pub mod rot;
 pub mod scratch;
 pub mod sim;
 pub mod stop;

@@ -9,4 +9,5 @@ pub mod linear;
 pub mod meta;
 pub mod network;
 pub mod plants;
+pub mod store;
 pub mod story;

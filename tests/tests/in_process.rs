@@ -83,6 +83,7 @@ impl Site {
             name: format!("n{index}"),
             zone: ["a", "b", "c", "a"][index].into(),
             folder: self.folder.path().join(format!("n{index}")),
+            new_disk: false,
             advertise,
             // Of its own: the reserve (R16) does not depend on how full the machine's disk is.
             capacity_bytes: Some(4 << 30),

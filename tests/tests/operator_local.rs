@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cairn_client::{Client, DownloadOptions, ErrorCode, NodeState, UploadOptions, config::ConfigFile};
+use cairn_client::{
+    Client, DownloadOptions, ErrorCode, NodeState, StatusResponse, UploadOptions, config::ConfigFile,
+};
 use cairn_tests::{
     process::{Output, Process, Spec, poll, run},
     programs,
@@ -360,8 +362,7 @@ async fn a_lost_key_is_not_made_anew_and_a_wrong_one_is_named() {
     std::fs::rename(&metadata, &away).unwrap();
     let (code, said) = place.refused(&manifests);
     assert!(code != 0 && said.contains("kek is gone"), "{code}: {said}");
-    assert!(!kek.exists(), "a new key was made for full disks");
-    std::fs::remove_dir_all(&metadata).unwrap();
+    assert!(!kek.exists() && !metadata.exists(), "something was made for full disks");
     std::fs::rename(&away, &metadata).unwrap();
     std::fs::write(&kek, "garbage").unwrap();
     let (code, said) = place.refused(&manifests);
@@ -400,23 +401,32 @@ async fn a_folder_without_its_disk_is_refused_unless_a_new_disk_is_named() {
     client.stop_node("desk-main-b-0").await.unwrap();
     unmount();
     let said = client.start_node("desk-main-b-0").await.expect_err("its disk is away").to_string();
-    assert!(said.contains("holds no disk, and this node had one there: mount it"), "{said}");
+    assert!(said.contains("had one there: mount it"), "{said}");
     assert_eq!(std::fs::read_dir(&disk).unwrap().count(), 0, "nothing was written into it");
     check(&client, "kept", 100_000).await;
     running.stop();
 
-    let (code, said) = place.refused(&manifests);
-    assert!(code == 1 && said.contains("mount it") && said.contains("--new-disk desk-main-b-0"), "{said}");
-    assert_eq!(std::fs::read_dir(&disk).unwrap().count(), 0, "nothing was written into it");
-    // What every new ext4 holds is no disk of a node either, nor is a folder that is not there, nor a mount of all of them.
+    // At a start, too. What every new ext4 holds is no disk of a node either, nor is a folder that is not there.
     std::fs::create_dir(disk.join("lost+found")).unwrap();
-    assert!(place.refused(&manifests).1.contains("mount it"));
+    let running = place.start(&manifests);
+    let client = running.client();
+    let said = refusal_of(&client, "desk-main-b-0").await;
+    assert!(said.contains("mount it") && said.contains("--new-disk desk-main-b-0"), "{said}");
+    assert_eq!(std::fs::read_dir(&disk).unwrap().count(), 1, "nothing was written into it");
+    check(&client, "kept", 100_000).await;
+    running.stop();
     std::fs::remove_dir_all(&disk).unwrap();
-    assert!(place.refused(&manifests).1.contains("mount it"));
+    let running = place.start(&manifests);
+    assert!(refusal_of(&running.client(), "desk-main-b-0").await.contains("mount it"));
+    assert!(!disk.exists(), "it was made");
+    running.stop();
+    // Nor is a mount of all of them, without which there is no cluster.
     let (all, all_away) = (place.path("data/nodes"), place.path("disks"));
     std::fs::rename(&all, &all_away).unwrap();
     std::fs::create_dir(&all).unwrap();
-    assert!(place.refused(&manifests).1.contains("mount it"));
+    let (code, said) = place.refused(&manifests);
+    assert!(code == 1 && said.contains("mount it"), "{code}: {said}");
+    assert_eq!(std::fs::read_dir(&all).unwrap().count(), 0, "nothing was written into it");
     std::fs::remove_dir_all(&all).unwrap();
     std::fs::rename(&all_away, &all).unwrap();
     // Mounted again, it is the same disk.
@@ -432,6 +442,126 @@ async fn a_folder_without_its_disk_is_refused_unless_a_new_disk_is_named() {
     assert!(wrong.stderr.contains("no such node; there are desk-main-a-0"), "{wrong:?}");
     let running = place.start_with(&manifests, &["--new-disk", "desk-main-b-0"]);
     wait_settled(&running.client()).await;
+    check(&running.client(), "kept", 100_000).await;
+    // It holds for one disk, not for as long as the process lives.
+    let client = running.client();
+    client.stop_node("desk-main-b-0").await.unwrap();
+    std::fs::rename(&disk, place.path("second")).unwrap();
+    let said = client.start_node("desk-main-b-0").await.expect_err("its disk is away").to_string();
+    assert!(said.contains("mount it"), "{said}");
+    running.stop();
+}
+
+/// What `cairn status` says of a node that does not start, once it does. Nodes are seen as down when their lease is over.
+async fn refusal_of(client: &Client, node: &str) -> String {
+    until(client, "the refusal is told", |status| {
+        let node = status.nodes.iter().find(|found| found.name == node)?;
+        (!node.refusal.is_empty()).then(|| node.refusal.clone())
+    })
+    .await
+}
+
+async fn until<T>(client: &Client, what: &str, look: impl Fn(&StatusResponse) -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        let status = client.status().await.unwrap();
+        if let Some(found) = look(&status) {
+            return found;
+        }
+        assert!(begun.elapsed() < SETTLE_LIMIT, "{what}: not yet: {status:?}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// A byte in the middle of it is another one.
+fn flip(path: &Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// One damaged block of one disk costs nothing; a disk that cannot be opened costs its node, not the cluster, and only until it
+/// is put right.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_identity_costs_no_more_than_its_node_until_it_is_put_back() {
+    let place = Place::new();
+    let manifests = [&*place.write("cluster.yaml", CLUSTER), &*place.write("volume.yaml", VOLUME)];
+    let running = place.start(&manifests);
+    put(&running.client(), "kept", 100_000).await;
+    running.stop();
+    let nodes = ["a", "b", "c"].map(|zone| place.path(&format!("data/nodes/desk-main-{zone}-0")));
+    let files = |node: &Path| ["identity", "identity.copy"].map(|name| node.join(name));
+    // One of the two, of every node.
+    nodes.iter().enumerate().for_each(|(index, node)| flip(&files(node)[index % 2]));
+    let running = place.start(&manifests);
+    wait_settled(&running.client()).await;
+    let log = std::fs::read_to_string(place.path("log")).unwrap();
+    assert!(
+        log.contains("desk-main-b-0/identity.copy") && log.contains("is damaged: written again"),
+        "{log}"
+    );
+    running.stop();
+
+    // Both, of one node.
+    let [first, copy] = files(&nodes[1]);
+    let sound = std::fs::read(&first).unwrap();
+    [&first, &copy].into_iter().for_each(|file| flip(file));
+    let running = place.start(&manifests);
+    let client = running.client();
+    let said = refusal_of(&client, "desk-main-b-0").await;
+    assert!(said.contains("identity is damaged") && said.contains("restore one of them"), "{said}");
+    let log = std::fs::read_to_string(place.path("log")).unwrap();
+    assert!(log.contains("the node does not start") && log.contains("identity is damaged"), "{log}");
+    check(&client, "kept", 100_000).await;
+    put(&client, "without it", 100_000).await;
+    // Put back while the cluster runs.
+    std::fs::write(&first, sound).unwrap();
+    wait_settled(&client).await;
+    let status = client.status().await.unwrap();
+    assert!(status.nodes.iter().all(|node| node.refusal.is_empty()), "{status:?}");
+    running.stop();
+
+    // Both, of every node: there is no cluster.
+    let before: Vec<Vec<u8>> = nodes.iter().map(|node| std::fs::read(&files(node)[0]).unwrap()).collect();
+    nodes.iter().for_each(|node| files(node).iter().for_each(|file| flip(file)));
+    let (code, said) = place.refused(&manifests);
+    assert!(code == 1 && said.contains("identity is damaged"), "{code}: {said}");
+    nodes.iter().zip(before).for_each(|(node, sound)| std::fs::write(&files(node)[1], sound).unwrap());
+    let running = place.start(&manifests);
+    check(&running.client(), "without it", 100_000).await;
+    running.stop();
+}
+
+/// A new store would be another cluster's, and every disk would be refused as that of a stranger.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_metadata_store_is_not_made_anew() {
+    let place = Place::new();
+    let manifests = [&*place.write("cluster.yaml", CLUSTER), &*place.write("volume.yaml", VOLUME)];
+    let running = place.start(&manifests);
+    put(&running.client(), "kept", 100_000).await;
+    running.stop();
+    let (metadata, away) = (place.path("data/metadata"), place.path("away"));
+    let words = ["metadata/meta.redb is gone", "docs/restore.md"];
+    let refused = || {
+        let (code, said) = place.refused(&manifests);
+        assert!(code == 1 && words.iter().all(|word| said.contains(word)), "{code}: {said}");
+        assert!(!said.contains("another cluster") && !said.contains("belongs to"), "{said}");
+    };
+    std::fs::rename(&metadata, &away).unwrap();
+    refused();
+    assert!(!metadata.exists(), "something was made");
+    // A folder on which it is not mounted.
+    std::fs::create_dir(&metadata).unwrap();
+    refused();
+    assert_eq!(std::fs::read_dir(&metadata).unwrap().count(), 0, "something was made");
+    std::fs::remove_dir(&metadata).unwrap();
+    std::fs::rename(&away, &metadata).unwrap();
+    // The file alone.
+    std::fs::rename(metadata.join("meta.redb"), place.path("meta.redb")).unwrap();
+    refused();
+    std::fs::rename(place.path("meta.redb"), metadata.join("meta.redb")).unwrap();
+    let running = place.start(&manifests);
     check(&running.client(), "kept", 100_000).await;
     running.stop();
 }

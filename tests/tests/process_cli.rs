@@ -293,6 +293,47 @@ async fn standard_input_and_output_carry_content_and_nothing_else() {
     desk.fails(&["put", "-", "files/folder/"], 2, "INVALID_ARGUMENT");
 }
 
+/// `c` and `c/d` are two files of a volume. On a disk one of them has no place, and that is said.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_can_be_a_files_and_a_folders() {
+    let desk = Desk::new().await;
+    desk.make_context("one");
+    desk.cairn(&["mkvol", "files"]);
+    let local = |name: &str| desk.write(&format!("in/{name}"), name.as_bytes()).display().to_string();
+    for name in ["t/c", "t/c/d", "t/c/e/f", "t/z"] {
+        let bytes = local(&name.replace('/', "-"));
+        desk.cairn(&["put", &bytes, &format!("files/{name}")]);
+    }
+    assert_eq!(desk.json(&["get", "files/t/c", "file"])["files"], 1);
+    assert_eq!(fs::read_to_string(desk.path("file")).unwrap(), "t-c");
+    assert_eq!(desk.json(&["get", "files/t/c/", "folder"])["files"], 2);
+    assert_eq!(fs::read_to_string(desk.path("folder/e/f")).unwrap(), "t-c-e-f");
+    let below = desk.cairn(&["ls", "files/t/c/"]);
+    assert!(below.contains("t/c/d") && below.contains("t/c/e/") && !below.contains("t/c\n"), "{below}");
+    let both = desk.cairn(&["ls", "files/t"]);
+    assert!(both.contains("t/c\n") && both.contains("t/c/\n"), "{both}");
+    assert_eq!(desk.json(&["cp", "files/t", "files/u"])["files"], 4, "a volume has room for both");
+
+    for _ in 0..2 {
+        let output = desk.run(&["get", "files/t", "tree"], b"");
+        assert_eq!(output.code, Some(7), "{output:?}");
+        let there = |name: &str| desk.path("tree").join(name).is_file();
+        let lost: Vec<_> =
+            ["t/c", "t/c/d", "t/c/e/f", "t/z"].into_iter().filter(|name| !there(&name[2..])).collect();
+        assert!(lost == ["t/c"] || lost == ["t/c/d", "t/c/e/f"], "{lost:?}: {output:?}");
+        let said: Vec<_> = output.stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert_eq!(said.len(), lost.len(), "{output:?}");
+        for name in lost {
+            let named = said.iter().any(|line| line.starts_with(&format!("error: {name}: ")));
+            assert!(
+                named && said.iter().all(|line| line.contains("a local path cannot be both")),
+                "{output:?}"
+            );
+        }
+        assert!(output.stderr.contains("help: get this one by itself, to another place"), "{output:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn symbolic_links_in_a_folder_are_left_out_and_named() {
     let desk = Desk::new().await;

@@ -13,6 +13,7 @@ use cairn_tests::{
     etcd::EtcdCluster,
     files::{content, get, make_volume, must_read, put},
     process::{Spec, run},
+    rot::{bytes_of, flip},
     tools::{Need, require},
 };
 
@@ -265,7 +266,7 @@ async fn damage_at_different_places_of_every_copy_is_mended() {
     put(&cluster.client(), "precious", bytes.clone()).await;
     cluster.wait_settled().await;
     for (node, frame) in [3, 9, 12].into_iter().enumerate() {
-        flip(&bytes_of(&cluster, node, |_| vec![(64 << 10) + frame * (64 << 10)]));
+        flip(&bytes_of(cluster.data_folder(node), |_| vec![(64 << 10) + frame * (64 << 10)]));
     }
     for node in [0, 1, 2, 0] {
         must_read(&cluster.client_of(&[node]), "precious", &bytes).await;
@@ -294,7 +295,7 @@ async fn damage_behind_the_beginning_breaks_off_once_and_is_then_named() {
     cluster.wait_settled().await;
     // In every frame, since sound frames of several copies would be put together.
     let later_chunks = |end: usize| (end / 10 * 6..end / 10 * 9).step_by(64 << 10).collect();
-    let damaged: Vec<_> = (0..3).map(|node| bytes_of(&cluster, node, later_chunks)).collect();
+    let damaged: Vec<_> = (0..3).map(|node| bytes_of(cluster.data_folder(node), later_chunks)).collect();
     damaged.iter().for_each(|places| flip(places));
     for (node, version) in [(0, "--http2"), (1, "--http1.1")] {
         let (exit, status, body) = curl(&cluster, node, version);
@@ -349,35 +350,7 @@ fn curl(cluster: &CairnCluster, node: usize, options: &str) -> (u8, String, Vec<
 
 /// Flips a byte in the middle of every large record of a node's segments, behind its back.
 fn damage(cluster: &CairnCluster, node: usize) {
-    flip(&bytes_of(cluster, node, |end| vec![end / 2]));
-}
-
-/// Places in a node's segments, as the end of a segment's content decides them.
-fn bytes_of(
-    cluster: &CairnCluster,
-    node: usize,
-    places: impl Fn(usize) -> Vec<usize>,
-) -> Vec<(PathBuf, usize)> {
-    let mut found = Vec::new();
-    for path in files_below(&cluster.data_folder(node).join("segments")) {
-        let bytes = std::fs::read(&path).unwrap();
-        if let Some(end) = bytes.iter().rposition(|byte| *byte != 0).filter(|end| *end >= MIB) {
-            found.extend(places(end).into_iter().map(|at| (path.clone(), at)));
-        }
-    }
-    assert!(!found.is_empty(), "node {node} has no chunk to damage");
-    found
-}
-
-/// Flips bytes; the same once more mends them.
-fn flip(places: &[(PathBuf, usize)]) {
-    use std::os::unix::fs::FileExt;
-    for (path, at) in places {
-        let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, *at as u64).unwrap();
-        file.write_all_at(&[byte[0] ^ 0xff], *at as u64).unwrap();
-    }
+    flip(&bytes_of(cluster.data_folder(node), |end| vec![end / 2]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

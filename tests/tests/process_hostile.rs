@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, io, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use cairn_client::{
-    BytesSource, Client, ContentStream, DownloadOptions, ErrorCode, Source, StatusResponse, UploadOptions,
+    BytesSource, Client, ContentStream, CreateVolume, DownloadOptions, ErrorCode, Source, StatusResponse,
+    UploadOptions,
 };
 use cairn_tests::{
     cairn::{CairnCluster, ClusterOptions},
@@ -13,6 +14,7 @@ use cairn_tests::{
     files::{VOLUME, content, get, make_volume, must_read, put},
     process::{Output, Spec, poll, run, tail},
     programs,
+    scratch::Scratch,
     tools::{Need, require},
 };
 use futures::{StreamExt, stream};
@@ -380,6 +382,79 @@ async fn an_upload_larger_than_the_cluster_is_refused_at_once() {
     let endless = "-T small -H 'content-length: 1152921504606846976' -H 'expect: 100-continue'";
     let output = curl(&cluster, &cluster.token(), &format!("--http1.1 {endless} {url}"));
     assert!(output.stdout.contains("OUT_OF_SPACE"), "{}{}", output.stdout, output.stderr);
+}
+
+/// In another listing, a page token would skip names that nobody has seen.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_token_is_good_for_its_own_listing_alone() {
+    let Ok(tools) = require(&[Need::Etcd, Need::System("curl")]) else { return };
+    let etcd = EtcdCluster::start(&tools, 3).expect("etcd starts");
+    let cluster = cluster(&etcd, "/t").await;
+    let other = CreateVolume { name: "other".into(), ..CreateVolume::default() };
+    cluster.client().create_volume(other).await.unwrap();
+    for name in ["a/b/1", "a/b/2", "a/c", "a/d", "e"] {
+        put(&cluster.client(), name, content(1, 10)).await;
+    }
+    let token = cluster.token();
+    let get = |path: &str| -> serde_json::Value {
+        let output = curl(&cluster, &token, &format!("'{}{path}'", cluster.https(0)));
+        serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{path}: {error}: {output:?}"))
+    };
+    let listings = [
+        "/v1/volumes/files/files?prefix=a/&limit=1",
+        "/v1/volumes/files/files?prefix=a/&delimiter=/&limit=1",
+        "/v1/volumes/files/files?limit=1",
+        "/v1/volumes/files/files?delimiter=/&limit=1",
+        "/v1/volumes?limit=1",
+    ];
+    let seen = [(4, 0), (2, 1), (5, 0), (1, 1), (2, 0)];
+    let next = |page: &serde_json::Value| page["next_page_token"].as_str().unwrap().to_owned();
+    for (listing, seen) in listings.iter().zip(seen) {
+        // Page by page through each node, everything once.
+        let (mut page, mut files, mut prefixes) = (get(listing), 0, 0);
+        let first = next(&page);
+        loop {
+            let count = |name: &str| page[name].as_array().map_or(0, Vec::len);
+            files += count("files") + count("volumes");
+            prefixes += count("prefixes");
+            match next(&page) {
+                end if end.is_empty() => break,
+                token => page = get(&format!("{listing}&page_token={token}")),
+            }
+        }
+        assert_eq!((files, prefixes), seen, "{listing}");
+        let others = listings.iter().filter(|other| *other != listing).copied();
+        for other in
+            others.chain(["/v1/volumes/other/files?prefix=a/&limit=1", "/v1/volumes/other/files?limit=1"])
+        {
+            let refused = get(&format!("{other}&page_token={first}"));
+            assert_eq!(refused["code"], "INVALID_ARGUMENT", "{listing} at {other}: {refused}");
+        }
+        for bad in ["AAAA", "a", &first[1..]] {
+            let refused = get(&format!("{listing}&page_token={bad}"));
+            assert_eq!(refused["code"], "INVALID_ARGUMENT", "{bad} at {listing}: {refused}");
+            assert!(refused["detail"].as_str().unwrap().contains("page token"), "{refused}");
+        }
+    }
+}
+
+/// Room that others make on the disk counts when it is next looked at: who is refused until then reads when that is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_says_what_was_found_and_when_it_is_looked_at_again() {
+    let folder = Scratch::new("full").unwrap();
+    let url = format!("embedded://{}", folder.path().join("meta").display());
+    let options = ClusterOptions::new(&["a"], url).with("CAPACITY", "134217728");
+    let cluster = CairnCluster::start(options).await;
+    let client = cluster.client();
+    make_volume(&client, 1).await;
+    put(&client, "first", content(1, 64 * MIB)).await;
+    let second = content(2, 64 * MIB);
+    let refused = client.upload_bytes(VOLUME, "second", UploadOptions::default(), second).await.unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::OutOfSpace, "{refused:?}");
+    let said = refused.to_string();
+    assert!(said.contains("of 134217728 bytes it stores ") && said.contains("clients may write "), "{said}");
+    assert!(said.contains("looks at its free space again") && said.contains("every few seconds"), "{said}");
+    must_read(&client, "first", &content(1, 64 * MIB)).await;
 }
 
 /// Runs curl in the cluster's folder.

@@ -1,7 +1,7 @@
 //! A metadata store that is restored from an older copy (R10): three `cairn-node` processes, and a real etcd whose data are
 //! exchanged for what they were before.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cairn_client::{Condition, ErrorCode};
 use cairn_node::{
@@ -54,6 +54,16 @@ async fn after_a_restored_backup_nothing_is_deleted_until_it_is_accepted() {
     (0..3).for_each(|node| cluster.kill(node));
     (0..3).for_each(|node| cluster.restart(node));
     cluster.wait("it is noticed again", |status| status.metadata_restored).await;
+    // It is said before all else, and waiting for what nobody has decided ends at once.
+    let said = cluster.cairn(&["status"]);
+    assert!(said.code == Some(6) && said.stdout.starts_with("METADATA RESTORED: "), "{said:?}");
+    assert!(said.stdout.contains("`cairn-node recover`") && !said.stdout.contains("settled: "), "{said:?}");
+    let said = cluster.cairn(&["status", "--output", "json"]);
+    assert!(said.code == Some(6) && said.stdout.contains("\"settled\":false,"), "{said:?}");
+    let begun = Instant::now();
+    let said = cluster.cairn(&["status", "--wait-settled"]);
+    assert!(said.code == Some(6) && said.stderr.contains("`cairn-node recover`"), "{said:?}");
+    assert!(begun.elapsed() < Duration::from_secs(60), "it waited: {said:?}");
 
     // Files can be read, stored and deleted; the chunks of deleted ones stay, whatever the clock says.
     must_read(&client, "old", &content(1, 300_000)).await;
@@ -94,6 +104,8 @@ async fn after_a_restored_backup_nothing_is_deleted_until_it_is_accepted() {
     (0..3).for_each(|node| cluster.kill(node));
     (0..3).for_each(|node| cluster.restart(node));
     assert!(!cluster.wait_settled().await.metadata_restored);
+    let said = cluster.cairn(&["status", "--wait-settled"]);
+    assert!(said.success && said.stdout.contains("settled: everything has all its copies"), "{said:?}");
 }
 
 fn forget(node: &str) -> meta::Txn {

@@ -16,7 +16,7 @@ Exit codes:
   3  not found: no such file, volume or node
   4  refused because of what is there: a condition did not hold, it exists, or it changed meanwhile
   5  not allowed: no or wrong token, or a certificate that is not trusted
-  6  unavailable: try again later
+  6  unavailable: try again later; of `status`: files are lost, or the metadata store is an older copy
   7  some files of several failed; the others are done
 
 Errors go to standard error: what happened, and what to do about it; with --output json as JSON, like
@@ -159,6 +159,9 @@ pub struct Put {
 /// A file goes to LOCAL, or into it if LOCAL is a folder or ends in "/". Files below VOLUME/PATH go right below LOCAL, or
 /// below LOCAL/NAME if LOCAL ends in "/" or is left out. Each file appears when it is complete and verified, never half.
 ///
+/// In a volume, a name can be that of a file and of a folder. VOLUME/PATH is the file then, VOLUME/PATH/ the folder. On this
+/// machine a path cannot be both: files of a tree that could not be written for that reason are named, and the exit code is 7.
+///
 /// Of a folder, files that are at LOCAL already, equal in size and BLAKE3 digest, are skipped: so a transfer that broke
 /// off is taken up again by the same command.
 ///
@@ -168,6 +171,7 @@ pub struct Put {
 #[command(after_help = "Examples:
   cairn get files/report.pdf                  into this folder
   cairn get files/photos ./back               every file below files/photos/, into ./back
+  cairn get files/photos/ ./back              the same, also if there is a file files/photos
   cairn get files ./everything
   cairn get files/backup.tar - | tar x        to standard output
   cairn get files/big.bin part --offset 1000 --length 500")]
@@ -324,6 +328,9 @@ pub struct Rmvol {
 }
 
 /// Show the cluster: its nodes, and whether everything has all its copies
+///
+/// The exit code is 6 if files are lost, or if the metadata store is an older copy that nobody has accepted: the output says so,
+/// and what to do. Copies that are still being made are no failure.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   cairn status
@@ -390,9 +397,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     duration.filter(|time| (1..=86_400_000).contains(&time.as_millis())).ok_or_else(wrong)
 }
 
-/// `65536`, `64KiB` (or `64Ki`), `4MiB`.
+/// `65536`, `64KiB` (or `64Ki`), `4MiB`; not 0.
 pub fn parse_size(text: &str) -> Result<u32, String> {
-    let wrong = || "use a number of bytes, or one with KiB or MiB, such as 4MiB".to_owned();
+    let wrong = || "use a number of bytes over 0, or one with KiB or MiB, such as 4MiB".to_owned();
     let digits = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
     let number: u32 = text[..digits].parse().map_err(|_| wrong())?;
     let unit = match &text[digits..] {
@@ -401,7 +408,7 @@ pub fn parse_size(text: &str) -> Result<u32, String> {
         "Mi" | "MiB" => 1 << 20,
         _ => return Err(wrong()),
     };
-    number.checked_mul(unit).ok_or_else(wrong)
+    number.checked_mul(unit).filter(|size| *size > 0).ok_or_else(wrong)
 }
 
 #[cfg(test)]
@@ -462,6 +469,8 @@ mod tests {
             "cairn cp files/a b --if-absent --if-match 3",
             "cairn du files//a",
             "cairn mkvol files --copies 8",
+            "cairn mkvol files --copies 0",
+            "cairn mkvol files --chunk-size 0",
             "cairn mkvol files --chunk-size big",
             "cairn status --timeout 0s",
             "cairn ls --output xml",
@@ -484,7 +493,7 @@ mod tests {
         assert_eq!(parse_size("65536"), Ok(65_536));
         assert_eq!(parse_size("64KiB"), Ok(65_536));
         assert_eq!(parse_size("4Mi"), Ok(4 << 20));
-        assert!(["", "KiB", "4GiB", "5000MiB", "4 MiB"].iter().all(|t| parse_size(t).is_err()));
+        assert!(["", "0", "0KiB", "KiB", "4GiB", "5000MiB", "4 MiB"].iter().all(|t| parse_size(t).is_err()));
     }
 
     #[test]

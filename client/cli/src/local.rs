@@ -90,12 +90,12 @@ impl Part {
         .await
     }
 
-    fn create(target: PathBuf) -> io::Result<Self> {
+    fn create(target: PathBuf) -> Result<Self, Trouble> {
         match std::fs::symlink_metadata(&target) {
-            Ok(there) if there.is_dir() => return Err(io::Error::other("a folder of this name is there")),
+            Ok(there) if there.is_dir() => return Err(Trouble::IsFolder(target)),
             // Renaming would replace the device itself.
             Ok(there) if !there.is_file() && !there.is_symlink() => {
-                return Err(io::Error::other("it is neither a file nor a folder"));
+                return Err(io::Error::other("it is neither a file nor a folder").into());
             }
             _ => {}
         }
@@ -108,46 +108,79 @@ impl Part {
     pub async fn finish(self) -> Result<(), Failure> {
         let Self { file, mut temporary, target } = self;
         drop(file);
-        let shown = target.clone();
-        let renamed = blocking(move || match temporary.0.take() {
-            Some(path) => std::fs::rename(&path, &target).inspect_err(|_| {
+        blocking(move || match temporary.0.take() {
+            Some(path) => std::fs::rename(&path, &target).map_err(|error| {
                 let _ = std::fs::remove_file(&path);
+                match error.kind() {
+                    // Made meanwhile, for a file below the same name.
+                    io::ErrorKind::IsADirectory => Trouble::IsFolder(target),
+                    kind => io::Error::new(kind, format!("{}: {error}", target.display())).into(),
+                }
             }),
             None => Ok(()),
-        });
-        renamed.await.map_err(|failure| Failure {
-            cause: format!("{}: {}", shown.display(), failure.cause),
-            ..failure
         })
+        .await
+    }
+}
+
+/// Why a file cannot be written here. In a volume, a name may be a file's and a folder's at once; not so on a disk.
+#[derive(Debug)]
+enum Trouble {
+    Io(io::Error),
+    /// Where the file should go there is a folder.
+    IsFolder(PathBuf),
+    /// Where a folder of the file's should be there is a file.
+    IsFile(PathBuf),
+}
+
+impl From<io::Error> for Trouble {
+    fn from(error: io::Error) -> Self {
+        Trouble::Io(error)
+    }
+}
+
+impl From<Trouble> for Failure {
+    fn from(trouble: Trouble) -> Self {
+        let both = |cause: String| {
+            let help = "get this one by itself, to another place; a \"/\" at the end of a name means the folder of that name";
+            Failure::local(format!("{cause}: a local path cannot be both"), help)
+        };
+        match trouble {
+            Trouble::Io(error) => Failure::io("cannot write", &error),
+            Trouble::IsFolder(path) => {
+                both(format!("{} is a folder, and would have to be this file", path.display()))
+            }
+            Trouble::IsFile(path) => {
+                both(format!("{} is a file, and would have to be a folder for this one", path.display()))
+            }
+        }
     }
 }
 
 /// Creates the folders between `folder` and the file, and refuses to go through links: a name from a server must not
 /// lead out of the folder.
-fn prepare_below(folder: &Path, relative: &str) -> io::Result<PathBuf> {
+fn prepare_below(folder: &Path, relative: &str) -> Result<PathBuf, Trouble> {
     std::fs::create_dir_all(folder)?;
     let mut path = folder.to_owned();
     let mut parts: Vec<&str> = relative.split('/').collect();
     let name = parts.pop().unwrap_or_default();
     for part in parts {
         path.push(part);
-        match std::fs::symlink_metadata(&path) {
-            Ok(there) if there.is_dir() => {}
-            Ok(there) if there.is_symlink() => {
-                return Err(io::Error::other(format!(
-                    "{} is a symbolic link, which is not followed",
-                    path.display()
-                )));
+        // Made before it is looked at: what another download has made meanwhile, a file perhaps, is looked at too.
+        match std::fs::create_dir(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => {
+                made?;
+                continue;
             }
-            Ok(_) => {
-                return Err(io::Error::other(format!("{} is a file, and must be a folder", path.display())));
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => match std::fs::create_dir(&path) {
-                // Another download was faster.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                outcome => outcome?,
-            },
-            Err(error) => return Err(error),
+        }
+        let there = std::fs::symlink_metadata(&path)?;
+        if there.is_symlink() {
+            let cause = format!("{} is a symbolic link, which is not followed", path.display());
+            return Err(io::Error::other(cause).into());
+        }
+        if !there.is_dir() {
+            return Err(Trouble::IsFile(path));
         }
     }
     Ok(path.join(name))
@@ -184,16 +217,16 @@ pub async fn to_standard_output(piece: Bytes) -> Result<(), Failure> {
             // The reader has seen enough (`| head`), and nobody needs to be told.
             std::process::exit(Exit::Failed as i32);
         }
-        written
+        Ok(written?)
     })
     .await
 }
 
 async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    work: impl FnOnce() -> Result<T, Trouble> + Send + 'static,
 ) -> Result<T, Failure> {
     match tokio::task::spawn_blocking(work).await {
-        Ok(outcome) => outcome.map_err(|error| Failure::io("cannot write", &error)),
+        Ok(outcome) => outcome.map_err(Failure::from),
         Err(error) => Err(Failure::local(format!("cannot write: {error}"), "try again")),
     }
 }
@@ -258,10 +291,27 @@ mod tests {
     #[tokio::test]
     async fn files_and_folders_of_one_name_do_not_mix() {
         let root = tempfile::tempdir().unwrap();
+        let refused = |failure: Failure, path: &str, what: &str| {
+            let path = root.path().join(path).display().to_string();
+            let (cause, help) = (failure.cause, failure.help);
+            assert!(cause.starts_with(&format!("{path} is a {what}, and would have to be ")), "{cause}");
+            assert!(
+                cause.ends_with(": a local path cannot be both") && help.contains("another place"),
+                "{help}"
+            );
+        };
         write(root.path(), "a", "x").await.unwrap();
-        assert!(write(root.path(), "a/b", "x").await.unwrap_err().cause.contains("must be a folder"));
+        refused(write(root.path(), "a/b", "x").await.unwrap_err(), "a", "file");
         write(root.path(), "c/d", "x").await.unwrap();
-        assert!(write(root.path(), "c", "x").await.unwrap_err().cause.contains("folder of this name"));
+        refused(write(root.path(), "c", "x").await.unwrap_err(), "c", "folder");
+        // Both at the same time: the folder is made while the file is on its way.
+        let late = Part::below(root.path(), "e").await.unwrap();
+        write(root.path(), "e/f", "x").await.unwrap();
+        refused(late.finish().await.unwrap_err(), "e", "folder");
+        assert_eq!(
+            (names(&root.path().join("e")), names(root.path())),
+            (vec!["f".into()], ["a", "c", "e"].map(String::from).to_vec())
+        );
         assert!(Part::exactly(Path::new("/dev/null")).await.is_err(), "a device is not replaced");
     }
 

@@ -12,6 +12,10 @@ use crate::output::{Output, count, shown, size, table};
 
 const DEFAULT_WAIT: Duration = Duration::from_secs(600);
 const POLL: Duration = Duration::from_millis(500);
+/// What is said while the store is one that was restored and nobody has accepted it.
+const RESTORED: &str = "the metadata store is an older copy of what it was, and nothing is deleted from the disks until that is decided";
+const RESTORED_HELP: &str =
+    "restore a newer copy if there is one; if not, accept this one with `cairn-node recover`";
 
 #[derive(Serialize)]
 struct Document {
@@ -58,6 +62,9 @@ struct NodeDocument {
     placement_groups: u32,
     settled_placement_groups: u32,
     version: String,
+    /// Why it did not start when it last tried.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    refusal: String,
 }
 
 pub async fn run(
@@ -73,7 +80,12 @@ pub async fn run(
         client.status().await?
     };
     output.answer(&document(&found), || describe(&found));
-    Ok(Exit::Ok)
+    Ok(exit(&found))
+}
+
+/// Scripts that ask are told of what somebody has to look at. Copies that are still being made are none of it.
+fn exit(status: &StatusResponse) -> Exit {
+    if status.metadata_restored || status.lost_files > 0 { Exit::Unavailable } else { Exit::Ok }
 }
 
 /// Asks again and again until everything is settled, or cannot be any more. A node that does not answer meanwhile is no
@@ -90,11 +102,10 @@ async fn wait(client: &Client, limit: Duration, output: &Output) -> Result<Statu
                 }
                 return Ok(found);
             }
-            Ok(found) if is_lost_for_good(&found) => {
-                let cause = format!("it cannot settle: {}", in_one_line(&health(&found)));
-                return Err(Failure::unavailable(cause, unsettled_help(true)));
-            }
             Ok(found) => {
+                if let Some((cause, help)) = hopeless(&found) {
+                    return Err(Failure::unavailable(cause, help));
+                }
                 lost = found.lost_files > 0;
                 if lost { in_one_line(&health(&found)) } else { summary(&found) }
             }
@@ -131,9 +142,22 @@ fn unsettled_help(lost: bool) -> &'static str {
     }
 }
 
-/// Every placement group has all its nodes, and each of them holds everything.
+/// Why no waiting would help, and what would.
+fn hopeless(status: &StatusResponse) -> Option<(String, &'static str)> {
+    if status.metadata_restored {
+        return Some((format!("it cannot settle: {RESTORED}"), RESTORED_HELP));
+    }
+    is_lost_for_good(status).then(|| {
+        let cause = format!("it cannot settle: {}", in_one_line(&health(status)));
+        (cause, unsettled_help(true))
+    })
+}
+
+/// Every placement group has all its nodes, and each of them holds everything. While the metadata store is an older copy,
+/// nobody knows what everything is.
 fn is_settled(status: &StatusResponse) -> bool {
-    status.placement_groups > 0
+    !status.metadata_restored
+        && status.placement_groups > 0
         && status.settled == status.placement_groups
         && status.degraded == 0
         && status.unavailable == 0
@@ -175,7 +199,11 @@ fn describe(status: &StatusResponse) -> String {
     });
     let rows: Vec<Vec<String>> = std::iter::once(titles.map(str::to_owned).to_vec()).chain(rows).collect();
     let live = status.nodes.iter().filter(|node| node.state() == NodeState::NodeLive).count();
-    let mut text = format!(
+    let mut text = match status.metadata_restored {
+        true => format!("METADATA RESTORED: {RESTORED}; {RESTORED_HELP}\n"),
+        false => String::new(),
+    };
+    text += &format!(
         "cluster {}: {live} of {} live; {}\n{}\n\n{}",
         shown(&status.cluster),
         count(status.nodes.len() as u64, "node"),
@@ -183,9 +211,8 @@ fn describe(status: &StatusResponse) -> String {
         health(status),
         table(&rows, &[3, 4, 5, 6, 7])
     );
-    if status.metadata_restored {
-        text += "\nthe metadata store is an older copy of what it was: nothing is deleted from the disks until a newer copy is restored, \
-                 or `cairn-node recover` accepts this one\n";
+    for node in status.nodes.iter().filter(|node| !node.refusal.is_empty()) {
+        text += &format!("\n{} does not start: {}\n", shown(&node.name), shown(&node.refusal));
     }
     if status.collecting > 0 {
         text +=
@@ -213,7 +240,16 @@ fn health(status: &StatusResponse) -> String {
         return "settled: everything has all its copies".to_owned();
     }
     match status.readable() {
-        Readable::All => "everything can be read; copies are missing or not yet compared".to_owned(),
+        Readable::All if status.metadata_restored => {
+            "every file that this copy of the metadata names can be read; files stored after that copy was made have no \
+             name in it"
+                .to_owned()
+        }
+        Readable::All => format!(
+            "every file can be read; copies are still being made or compared: {} of {} settled",
+            status.settled,
+            count(status.placement_groups.into(), "placement group")
+        ),
         Readable::NotAll => {
             let down = status.nodes.iter().any(|node| node.state() == NodeState::NodeDown);
             let help =
@@ -244,6 +280,7 @@ fn document(status: &StatusResponse) -> Document {
         placement_groups: node.placement_groups,
         settled_placement_groups: node.settled_placement_groups,
         version: node.version.clone(),
+        refusal: node.refusal.clone(),
     });
     Document {
         cluster: status.cluster.clone(),
@@ -345,7 +382,8 @@ mod tests {
         let with = |readable: Readable, unavailable: u32| {
             health(&StatusResponse { readable: readable.into(), missing: 3, ..status(0, 128, unavailable) })
         };
-        assert!(with(Readable::All, 0).starts_with("everything can be read"));
+        let all = with(Readable::All, 0);
+        assert!(all.starts_with("every file can be read; ") && all.contains("0 of 128"), "{all}");
         let missing = with(Readable::NotAll, 0);
         assert!(missing.starts_with("some files cannot be read now"), "{missing}");
         assert!(missing.contains("3 placement groups") && missing.contains("start the nodes"), "{missing}");
@@ -367,6 +405,52 @@ mod tests {
         let unsure = StatusResponse { readable: Readable::BeingChecked.into(), ..live(lost.clone()) };
         assert!(!is_lost_for_good(&unsure), "a node has just started");
         assert!(!is_lost_for_good(&StatusResponse { lost_files: 0, ..live(lost) }));
+    }
+
+    #[test]
+    fn a_restored_metadata_store_is_said_first_and_nothing_counts_as_settled() {
+        let restored = StatusResponse { metadata_restored: true, ..status(128, 0, 0) };
+        let text = describe(&restored);
+        let first = text.lines().next().unwrap();
+        assert!(first.starts_with("METADATA RESTORED: "), "{text}");
+        assert!(first.contains("nothing is deleted") && first.contains("`cairn-node recover`"), "{text}");
+        assert!(!text.contains("settled: ") && !text.contains("has all its copies"), "{text}");
+        assert!(text.contains("files stored after that copy was made"), "{text}");
+        let document = serde_json::to_value(document(&restored)).unwrap();
+        assert_eq!((&document["settled"], &document["metadata_restored"]), (&false.into(), &true.into()));
+        // Neither does the loss of files push it from the first place.
+        let both = StatusResponse { lost_files: 1, lost: vec!["files/a".into()], ..restored };
+        let text = describe(&both);
+        assert!(text.starts_with("METADATA RESTORED: ") && text.contains("DATA LOST: 1 file "), "{text}");
+    }
+
+    #[test]
+    fn a_node_that_does_not_start_is_named_with_the_reason() {
+        let node = NodeStatus {
+            name: "n2".into(),
+            state: NodeState::NodeDown.into(),
+            refusal: "/data holds no disk: mount it".into(),
+            ..NodeStatus::default()
+        };
+        let down = StatusResponse { nodes: vec![node, NodeStatus::default()], ..status(0, 128, 0) };
+        let text = describe(&down);
+        assert!(text.contains("\nn2 does not start: /data holds no disk: mount it\n"), "{text}");
+        let document = serde_json::to_value(document(&down)).unwrap();
+        assert_eq!(document["nodes"][0]["refusal"], "/data holds no disk: mount it");
+        assert_eq!(document["nodes"][1].get("refusal"), None, "there is none");
+    }
+
+    #[test]
+    fn what_waiting_does_not_mend_is_a_failure() {
+        let good = status(128, 0, 0);
+        assert_eq!(exit(&good), Exit::Ok);
+        assert_eq!(exit(&status(100, 28, 0)), Exit::Ok, "it is on its way");
+        assert_eq!(exit(&StatusResponse { lost_files: 1, ..good.clone() }), Exit::Unavailable);
+        let restored = StatusResponse { metadata_restored: true, ..good };
+        assert_eq!(exit(&restored), Exit::Unavailable);
+        let (cause, help) = hopeless(&restored).unwrap();
+        assert!(cause.contains("older copy") && help.contains("`cairn-node recover`"), "{cause}: {help}");
+        assert!(hopeless(&status(100, 28, 0)).is_none());
     }
 
     #[test]

@@ -46,6 +46,9 @@ pub mod env {
     pub const EXPECTED_NODES: &str = "EXPECTED_NODES";
     /// Bytes of the disk that a node uses, at most: those asked for, also where the disk is a folder of a larger one.
     pub const CAPACITY: &str = "CAPACITY";
+    /// A node may begin with an empty disk though it had another one. Which volume a pod gets, and that it is mounted before
+    /// the pod starts, is Kubernetes' to know: a claim that was made anew is to be filled without anybody's help.
+    pub const NEW_DISK: &str = "NEW_DISK";
 }
 
 /// Entries of Secrets and ConfigMaps.
@@ -103,7 +106,8 @@ pub const VOLUME_FINALIZER: &str = "cairn.storage/volume";
 ///
 /// - 1: the first.
 /// - 2: pods are told the size of their disk ([`env::CAPACITY`]).
-pub const RENDERER: i32 = 2;
+/// - 3: pods may begin with an empty disk ([`env::NEW_DISK`]).
+pub const RENDERER: i32 = 3;
 
 /// Names of a cluster's objects.
 pub struct Names<'a> {

@@ -148,8 +148,13 @@ fn read_set(record: &mut Record, set: &StatefulSet, wanted: &ValidCluster) -> Op
 
 /// The renderer that a pod's template was made with, by what the later ones added.
 fn rendered_with(pod: &PodSpec) -> i32 {
-    let mut variables = pod.containers.iter().flat_map(|container| container.env.iter().flatten());
-    if variables.any(|variable| variable.name == env::CAPACITY) { 2 } else { 1 }
+    let variables = || pod.containers.iter().flat_map(|container| container.env.iter().flatten());
+    let has = |name| variables().any(|variable| variable.name == name);
+    match () {
+        () if has(env::NEW_DISK) => 3,
+        () if has(env::CAPACITY) => 2,
+        () => 1,
+    }
 }
 
 fn stored_prefix(pod: &PodSpec) -> Option<String> {

@@ -295,6 +295,9 @@ fn environment(held: &Held, zone: &ValidZone) -> Value {
     if held.record.renderer >= 2 {
         set(env::CAPACITY, cluster.pool.disk.bytes.to_string());
     }
+    if held.record.renderer >= 3 {
+        set(env::NEW_DISK, true.to_string());
+    }
     if let MetadataStore::Etcd { endpoints, prefix, tls_secret } = &cluster.metadata {
         let mut url = format!("etcd://{}/{prefix}", endpoints.join(","));
         if tls_secret.is_some() {

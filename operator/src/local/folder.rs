@@ -16,6 +16,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use cairn_node::{chunks::holds_disk, env::real::RealDisk};
 use cairn_planner::Record;
 use serde::{Deserialize, Serialize};
 
@@ -106,7 +107,7 @@ impl Folder {
     }
 
     pub fn node(&self, name: &str) -> PathBuf {
-        self.root.join(NODES).join(name)
+        self.nodes().join(name)
     }
 
     pub fn contexts(&self) -> PathBuf {
@@ -115,10 +116,22 @@ impl Folder {
 
     /// Makes the folders that others expect to exist. Each node makes its own: one that is there and empty tells something.
     pub fn prepare(&self) -> Result<(), FolderError> {
-        for path in [self.root.join(NODES), self.secrets(), self.metadata()] {
+        for path in [self.nodes(), self.secrets(), self.metadata()] {
             create(&path).map_err(|error| FolderError::Io { path: path.clone(), error })?;
         }
         Ok(())
+    }
+
+    /// The folder of the nodes' disks.
+    pub fn nodes(&self) -> PathBuf {
+        self.root.join(NODES)
+    }
+
+    /// Whether a node's disk is here, sound or not. What cannot be looked at counts as one.
+    pub fn holds_disks(&self) -> bool {
+        let nodes = fs::read_dir(self.nodes()).into_iter().flatten().flatten();
+        let mut disks = nodes.map(|node| holds_disk(&RealDisk, &node.path()));
+        disks.any(|held| held.unwrap_or(true))
     }
 
     /// Whether metadata or a node's disk holds anything. The folders alone are made before; what is in them was written
@@ -126,7 +139,7 @@ impl Folder {
     pub fn is_in_use(&self) -> bool {
         let holds_any =
             |folder: &Path| fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
-        let nodes = fs::read_dir(self.root.join(NODES));
+        let nodes = fs::read_dir(self.nodes());
         let mut nodes = nodes.into_iter().flatten().flatten();
         holds_any(&self.metadata()) || nodes.any(|node| holds_any(&node.path()))
     }

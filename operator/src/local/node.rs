@@ -1,6 +1,13 @@
 //! One node in this process: with a runtime of its own, so that it can be dropped as a whole and without warning.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use cairn_node::{
     api::Limits,
@@ -9,8 +16,8 @@ use cairn_node::{
         Env, Protocol,
         real::{RealClock, RealDisk, RealRandom, RealThreads},
     },
-    meta::{SharedMeta, keys::node::key as node_key},
-    node::{self, Budgets, NodeOptions, ServeOptions, Timings},
+    meta::SharedMeta,
+    node::{self, Budgets, NodeOptions, RunningNode, ServeError, ServeOptions, StartError, Timings},
     secrets::SecretFiles,
     tls::{TlsFiles, TlsNetwork, TlsOptions},
 };
@@ -30,6 +37,10 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 /// For threads that are inside a system call when their node is dropped; its disk is locked until they are out.
 const CUT_LIMIT: Duration = Duration::from_secs(10);
+/// A node that does not run is tried again after the first, and ever more seldom up to the last: what it lacks may be put
+/// back at any time, and nobody should have to wait for long then.
+const RETRY_FIRST: Duration = Duration::from_secs(2);
+const RETRY_LAST: Duration = Duration::from_secs(30);
 /// Threads of a node that are not waiting for its disk.
 const WORKERS: usize = 2;
 
@@ -57,123 +68,206 @@ pub struct NodePlan {
 pub struct NodeError {
     pub node: String,
     pub problem: String,
+    /// It is about how the cluster is run, not about this node's disk: nothing gets better by itself.
+    pub settings: bool,
 }
 
 /// A node that runs or may run.
 pub struct NodeHost {
     plan: NodePlan,
     meta: SharedMeta,
-    running: Mutex<Option<Running>>,
-    /// Why it ended by itself, if it did.
+    state: Mutex<State>,
+    /// Why it does not run, if it ended by itself or did not start.
     ended: watch::Sender<Option<NodeError>>,
+    /// Said once, it holds for one disk.
+    new_disk: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    running: Option<Running>,
+    /// Nobody has stopped it.
+    wanted: bool,
 }
 
 struct Running {
     runtime: Option<Runtime>,
     stop: CancellationToken,
-    done: oneshot::Receiver<()>,
+    done: oneshot::Receiver<Result<(), Problem>>,
+}
+
+/// Why a node's life ended.
+#[derive(Debug, PartialEq, Eq)]
+struct Problem {
+    text: String,
+    /// As in [`NodeError`].
+    settings: bool,
+}
+
+impl Problem {
+    /// About this node alone.
+    fn own(text: impl ToString) -> Self {
+        Self { text: text.to_string(), settings: false }
+    }
+
+    fn settings(text: impl ToString) -> Self {
+        Self { text: text.to_string(), settings: true }
+    }
 }
 
 impl NodeHost {
     pub fn new(plan: NodePlan, meta: SharedMeta) -> Self {
-        Self { plan, meta, running: Mutex::new(None), ended: watch::Sender::new(None) }
+        let new_disk = AtomicBool::new(plan.new_disk);
+        Self { plan, meta, state: Mutex::default(), ended: watch::Sender::new(None), new_disk }
     }
 
     pub fn plan(&self) -> &NodePlan {
         &self.plan
     }
 
-    /// Tells when the node ended by itself.
+    /// Tells when the node ended by itself or did not start, and why.
     pub fn ended(&self) -> watch::Receiver<Option<NodeError>> {
         self.ended.subscribe()
     }
 
     /// Starts the node and waits until it listens. One that runs is left alone (`false`).
     pub async fn start(&self) -> Result<bool, NodeError> {
-        let mut running = self.running.lock().await;
-        if let Some(old) = running.as_mut() {
+        let mut state = self.state.lock().await;
+        state.wanted = true;
+        self.start_anew(&mut state).await
+    }
+
+    /// Starts the node again whenever it has ended by itself or did not start. Never ends.
+    pub async fn keep(&self) {
+        let mut ended = self.ended.subscribe();
+        let mut pause = RETRY_FIRST;
+        let mut began = None;
+        loop {
+            // The sender is here.
+            let _ = ended.wait_for(Option::is_some).await;
+            if began.take().is_some_and(|began: Instant| began.elapsed() > RETRY_LAST) {
+                pause = RETRY_FIRST;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY_LAST);
+            let mut state = self.state.lock().await;
+            if !state.wanted {
+                continue;
+            }
+            let before = self.problem();
+            match self.start_anew(&mut state).await {
+                Ok(started) => {
+                    began = Some(Instant::now());
+                    if started {
+                        tracing::info!(node = self.plan.name, "the node runs again");
+                    }
+                }
+                Err(error) if before.is_some_and(|before| before.problem == error.problem) => {
+                    tracing::debug!(%error, "still not");
+                }
+                Err(error) => tracing::error!(node = error.node, error.problem, "the node does not start"),
+            }
+        }
+    }
+
+    /// Why it does not run, if it ended by itself or did not start.
+    pub fn problem(&self) -> Option<NodeError> {
+        self.ended.borrow().clone()
+    }
+
+    async fn start_anew(&self, state: &mut State) -> Result<bool, NodeError> {
+        if let Some(mut old) = state.running.take() {
             if old.done.try_recv() == Err(oneshot::error::TryRecvError::Empty) {
+                state.running = Some(old);
                 return Ok(false);
             }
             // It ended by itself; what is left of it goes first.
-            running.take().expect("it was there a moment ago").cut().await;
+            old.cut().await;
         }
-        self.ended.send_replace(None);
-        self.check_disk().await?;
+        match self.launch().await {
+            Ok(running) => {
+                state.running = Some(running);
+                self.new_disk.store(false, Ordering::Relaxed);
+                Ok(true)
+            }
+            Err(problem) => {
+                let error = self.error(problem);
+                self.ended.send_replace(Some(error.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    /// Starts the node on a runtime of its own.
+    async fn launch(&self) -> Result<Running, Problem> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(WORKERS)
             .thread_name(&self.plan.name)
             .enable_all()
             .build()
-            .map_err(|error| self.error(format!("cannot start threads: {error}")))?;
+            .map_err(|error| Problem::settings(format!("cannot start threads: {error}")))?;
         let stop = CancellationToken::new();
         let (started_sender, started) = oneshot::channel();
         let (done_sender, done) = oneshot::channel();
-        let (plan, meta, ended) = (self.plan.clone(), self.meta.clone(), self.ended.clone());
-        let life = live(plan.clone(), meta, started_sender, stop.clone());
+        let ended = self.ended.clone();
+        let plan = NodePlan { new_disk: self.new_disk.load(Ordering::Relaxed), ..self.plan.clone() };
+        let (meta, stopped) = (self.meta.clone(), stop.clone());
         runtime.spawn(async move {
-            if let Err(problem) = life.await {
-                tracing::error!(node = plan.name, problem, "the node ended");
-                ended.send_replace(Some(NodeError { node: plan.name, problem }));
+            let name = plan.name.clone();
+            let node = match live(plan, meta).await {
+                Ok(node) => node,
+                Err(problem) => {
+                    let _ = done_sender.send(Err(problem));
+                    return;
+                }
+            };
+            ended.send_replace(None);
+            let _ = started_sender.send(());
+            let served = serve(node, stopped).await;
+            if let Err(Problem { text: problem, settings }) = &served {
+                tracing::error!(node = name, problem, "the node ended");
+                let error = NodeError { node: name, problem: problem.clone(), settings: *settings };
+                ended.send_replace(Some(error));
             }
-            let _ = done_sender.send(());
+            let _ = done_sender.send(served);
         });
         let mut new = Running { runtime: Some(runtime), stop, done };
         let problem = match tokio::time::timeout(START_LIMIT, started).await {
-            Ok(Ok(())) => {
-                *running = Some(new);
-                return Ok(true);
-            }
-            Ok(Err(_)) => {
-                // It says why a moment after it has given up starting.
-                let _ = tokio::time::timeout(REASON_LIMIT, &mut new.done).await;
-                self.ended.borrow().as_ref().map(|error| error.problem.clone())
-            }
-            Err(_) => Some(format!("it has not started within {} s", START_LIMIT.as_secs())),
+            Ok(Ok(())) => return Ok(new),
+            Ok(Err(_)) => match tokio::time::timeout(REASON_LIMIT, &mut new.done).await {
+                Ok(Ok(Err(problem))) => problem,
+                _ => Problem::own("it panicked; its message is in the log"),
+            },
+            Err(_) => Problem::own(format!("it has not started within {} s", START_LIMIT.as_secs())),
         };
         new.cut().await;
-        Err(self.error(problem.unwrap_or_else(|| "it panicked; its message is in the log".to_owned())))
+        Err(problem)
     }
 
     /// Ends the node in order: open requests, lease, disk.
     pub async fn stop(&self) {
-        if let Some(running) = self.running.lock().await.take() {
+        if let Some(running) = self.unwanted().await {
             running.stop().await;
         }
     }
 
     /// Drops the node as if its machine had lost power. Returns when nothing of it runs.
     pub async fn cut(&self) {
-        if let Some(running) = self.running.lock().await.take() {
+        if let Some(running) = self.unwanted().await {
             running.cut().await;
             tracing::warn!(node = self.plan.name, "dropped without warning, as asked");
         }
     }
 
-    /// Refuses a folder without a disk's identity where a node that is known has its disk: nobody would notice that a disk is
-    /// not mounted, the node would be filled again into the folder below, and its disk could not come back.
-    async fn check_disk(&self) -> Result<(), NodeError> {
-        let folder = &self.plan.folder;
-        // Segments without an identity are for the node to judge.
-        let holds_a_disk = ["identity", "segments"].iter().any(|name| folder.join(name).exists());
-        if self.plan.new_disk || holds_a_disk {
-            return Ok(());
-        }
-        let known = self.meta.get(&node_key(&self.plan.name)).await;
-        let known = known.map_err(|error| self.error(format!("cannot look up its disk: {error}")))?;
-        if known.is_none() {
-            return Ok(());
-        }
-        Err(self.error(format!(
-            "{} holds no disk, and this node had one there: mount it, or put the folder back. If that disk is lost, start \
-             the cluster with --new-disk {}: what other nodes have of it is fetched from them",
-            folder.display(),
-            self.plan.name
-        )))
+    async fn unwanted(&self) -> Option<Running> {
+        let mut state = self.state.lock().await;
+        state.wanted = false;
+        self.ended.send_replace(None);
+        state.running.take()
     }
 
-    fn error(&self, problem: String) -> NodeError {
-        NodeError { node: self.plan.name.clone(), problem }
+    fn error(&self, Problem { text, settings }: Problem) -> NodeError {
+        NodeError { node: self.plan.name.clone(), problem: text, settings }
     }
 }
 
@@ -201,19 +295,15 @@ impl Drop for Running {
     }
 }
 
-/// A node's whole life, on its own runtime. Drops `started` without a word if it does not get to serve.
-async fn live(
-    plan: NodePlan,
-    meta: SharedMeta,
-    started: oneshot::Sender<()>,
-    stop: CancellationToken,
-) -> Result<(), String> {
-    let env = env(&plan.secrets).map_err(|error| error.to_string())?;
+/// Starts a node, on the runtime that is its own.
+async fn live(plan: NodePlan, meta: SharedMeta) -> Result<RunningNode, Problem> {
+    let env = env(&plan.secrets).map_err(Problem::settings)?;
     let options = NodeOptions {
         cluster: plan.cluster.clone(),
         name: plan.name.clone(),
         zone: plan.zone.clone(),
         folder: plan.folder.clone(),
+        new_disk: plan.new_disk,
         advertise: plan.grpc.clone(),
         capacity_bytes: Some(plan.capacity_bytes),
         kek: plan.kek.clone(),
@@ -224,7 +314,7 @@ async fn live(
     };
     let listen = async |address: &str, protocol| {
         let listening = env.network.listen(address, protocol).await;
-        listening.map_err(|error| format!("cannot listen on {address}: {error}"))
+        listening.map_err(|error| Problem::settings(format!("cannot listen on {address}: {error}")))
     };
     let doors = ServeOptions {
         grpc: listen(&plan.grpc, Protocol::Grpc).await?,
@@ -232,15 +322,26 @@ async fn live(
         tokens: plan.secrets.tokens.clone(),
         limits: Limits::default(),
     };
-    let node = node::serve(env.clone(), options, meta, doors).await.map_err(|error| error.to_string())?;
-    let _ = started.send(());
+    node::serve(env.clone(), options, meta, doors).await.map_err(|error| match error {
+        ServeError::Start(StartError::Disk(_) | StartError::Register(_)) => Problem::own(error),
+        _ => Problem::settings(error),
+    })
+}
+
+/// The rest of a node's life, until it is asked to end or has to.
+async fn serve(node: RunningNode, stop: CancellationToken) -> Result<(), Problem> {
     let lost = node.stopping();
     let asked = tokio::select! {
         () = stop.cancelled() => true,
         () = lost.cancelled() => false,
     };
+    let ended = node.ended();
     node.stop(DRAIN_LIMIT).await;
-    if asked { Ok(()) } else { Err("another process has its name in the metadata store".to_owned()) }
+    match ended {
+        Some(ended) if !asked => Err(Problem::own(ended)),
+        None if !asked => Err(Problem::own("it stopped by itself")),
+        _ => Ok(()),
+    }
 }
 
 /// The real world, for one node or for the supervisor. Must be called on the runtime that is to use it.

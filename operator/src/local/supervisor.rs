@@ -12,11 +12,14 @@ use cairn_client::{Client, ClientConfig, Credentials, IntendedNode, NodeState, P
 use cairn_node::{
     chunks::{Kek, KekError},
     env::Env,
-    meta::{SharedMeta, embedded::EmbeddedStore},
+    meta::{
+        SharedMeta,
+        embedded::{self, EmbeddedStore},
+    },
     secrets::{self, SecretFiles, SecretsError},
     tls::CredentialError,
 };
-use futures::future::{join_all, select_all, try_join_all};
+use futures::future::{join_all, select_all};
 
 use super::{
     Planned,
@@ -49,6 +52,12 @@ pub enum SupervisorError {
         kek = kek.display()
     )]
     KekLost { kek: PathBuf },
+    #[error(
+        "{store} is gone, and {nodes} holds disks of nodes, of which nothing can be read without it: put the folder back, or \
+         restore it from a backup (docs/restore.md); a new cluster needs another data folder",
+        store = store.display(), nodes = nodes.display()
+    )]
+    StoreLost { store: PathBuf, nodes: PathBuf },
     #[error("{path}: {error}", path = path.display())]
     Read { path: PathBuf, error: io::Error },
     #[error(transparent)]
@@ -80,17 +89,26 @@ pub struct Supervisor {
     server: tokio::sync::Mutex<Option<LocalServer>>,
 }
 
+/// Refuses a folder of which a part is gone that cannot be made anew. To be called before anything is made in it.
+pub fn check(folder: &Folder) -> Result<(), SupervisorError> {
+    let kek = SecretFiles::in_folder(&folder.secrets()).kek;
+    if !kek.exists() && folder.is_in_use() {
+        return Err(SupervisorError::KekLost { kek });
+    }
+    let store = embedded::file_in(&folder.metadata());
+    match folder.holds_disks() && !store.exists() {
+        true => Err(SupervisorError::StoreLost { store, nodes: folder.nodes() }),
+        false => Ok(()),
+    }
+}
+
 impl Supervisor {
     /// Makes or finds secrets and metadata. No node runs yet.
     pub async fn open(planned: &Planned, folder: &Folder) -> Result<Self, SupervisorError> {
         let (cluster, host) = (&planned.cluster, planned.host.to_string());
         let (clock, random) =
             (cairn_node::env::real::RealClock::default(), cairn_node::env::real::RealRandom);
-        let kek = SecretFiles::in_folder(&folder.secrets()).kek;
         let in_use = folder.is_in_use();
-        if !kek.exists() && in_use {
-            return Err(SupervisorError::KekLost { kek });
-        }
         let made = secrets::init(&folder.secrets(), &cluster.name, &[host], &clock, &random)?;
         if !made.new.is_empty() {
             tracing::info!(folder = %folder.secrets().display(), "made keys, certificates and a client's token");
@@ -143,12 +161,33 @@ impl Supervisor {
     pub async fn bring_up(&self, planned: &Planned) -> Result<(), SupervisorError> {
         let server = LocalServer::start(&self.env, &self.address, &self.secrets, self.nodes.clone()).await?;
         *self.server.lock().await = Some(server);
-        try_join_all(self.nodes.values().map(|node| node.start())).await?;
+        self.start_nodes().await?;
         let intended = planned.cluster.nodes();
         let intended = intended.into_iter().map(|node| IntendedNode { name: node.name, zone: node.zone });
         let told = self.client.set_intent(INTENT_GENERATION, intended.collect()).await;
         told.map_err(SupervisorError::Intent)?;
         self.ready().await
+    }
+
+    /// One node whose disk is not well does not stop the others.
+    async fn start_nodes(&self) -> Result<(), SupervisorError> {
+        let started = join_all(self.nodes.values().map(|node| node.start())).await;
+        let refusals: Vec<NodeError> = started.into_iter().filter_map(Result::err).collect();
+        if let Some(settings) = refusals.iter().find(|refusal| refusal.settings) {
+            return Err(settings.clone().into());
+        }
+        for NodeError { node, problem, .. } in &refusals {
+            tracing::error!(node, problem, "the node does not start");
+        }
+        match refusals.first() {
+            Some(refusal) if refusals.len() == self.nodes.len() => Err(refusal.clone().into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Nodes that do not run though they should, and why. They are tried again.
+    pub fn problems(&self) -> Vec<NodeError> {
+        self.nodes.values().filter_map(|node| node.problem()).collect()
     }
 
     async fn ready(&self) -> Result<(), SupervisorError> {
@@ -163,8 +202,11 @@ impl Supervisor {
                         .filter(|node| node.state() == NodeState::NodeLive)
                         .map(|node| node.name.as_str())
                         .collect();
-                    match self.nodes.keys().find(|name| !live.contains(&name.as_str())) {
-                        Some(missing) => problem = format!("the nodes do not see {missing}"),
+                    let missing = |(name, node): &(&String, &Arc<NodeHost>)| {
+                        !live.contains(&name.as_str()) && node.problem().is_none()
+                    };
+                    match self.nodes.iter().find(missing) {
+                        Some((missing, _)) => problem = format!("the nodes do not see {missing}"),
                         None if status.placement_groups == 0 => {
                             problem = "there is no cluster map yet".to_owned()
                         }
@@ -173,16 +215,27 @@ impl Supervisor {
                 }
                 Err(error) => problem = error.to_string(),
             }
-            if let Some(ended) = self.nodes.values().find_map(|node| node.ended().borrow().clone()) {
-                return Err(ended.into());
+            let problems = self.problems();
+            if problems.len() == self.nodes.len() {
+                return Err(problems[0].clone().into());
             }
             tokio::time::sleep(READY_PAUSE).await;
         }
+        self.problems().iter().for_each(|node| problem.push_str(&format!("; {node}")));
         Err(SupervisorError::NotReady { problem })
     }
 
-    /// Returns only with the error of a cluster that has no node left which did not end by itself.
+    /// Starts nodes again that have ended by themselves or did not start. Returns only with the error of a cluster that has
+    /// no other node left.
     pub async fn watch(&self) -> Result<(), SupervisorError> {
+        let keep = join_all(self.nodes.values().map(|node| node.keep()));
+        tokio::select! {
+            ended = self.all_ended() => ended,
+            _ = keep => Ok(()),
+        }
+    }
+
+    async fn all_ended(&self) -> Result<(), SupervisorError> {
         let mut watches: Vec<_> = self.nodes.values().map(|node| node.ended()).collect();
         loop {
             let changes = watches.iter_mut().map(|watch| Box::pin(watch.changed()));

@@ -44,28 +44,41 @@ pub fn etag(text: &str) -> Result<Generation, Refusal> {
     text.parse().map_err(|_| Refusal::invalid("an etag of this store has 32 hexadecimal digits (0-9, a-f)"))
 }
 
-/// 0 means the default for both.
-pub fn volume_settings(copies: u32, chunk_size_bytes: u32) -> Result<(u8, u32), Refusal> {
-    if copies > MAX_COPIES {
-        return Err(Refusal::invalid(format!("a volume keeps 1 to {MAX_COPIES} copies, not {copies}")));
-    }
-    let allowed = MIN_CHUNK_BYTES..=MAX_CHUNK_BYTES;
-    if chunk_size_bytes != 0
-        && (!allowed.contains(&chunk_size_bytes) || !chunk_size_bytes.is_multiple_of(MIN_CHUNK_BYTES))
-    {
-        return Err(Refusal::invalid(format!(
-            "the chunk size must be a multiple of {MIN_CHUNK_BYTES}, up to {MAX_CHUNK_BYTES}, not {chunk_size_bytes}"
-        )));
-    }
-    Ok((copies as u8, chunk_size_bytes))
+/// What a message of gRPC says with a number that has 0 for "not given".
+pub fn given(number: u32) -> Option<u32> {
+    (number != 0).then_some(number)
 }
 
-/// 0 means the default, more than the most means the most.
-pub fn page_limit(size: u64) -> usize {
-    match size {
-        0 => DEFAULT_PAGE,
-        _ => size.min(MAX_PAGE as u64) as usize,
+/// In the answer, 0 stands for what was not given: the gateway has a default for both.
+pub fn volume_settings(copies: Option<u32>, chunk_size_bytes: Option<u32>) -> Result<(u8, u32), Refusal> {
+    if let Some(copies) = copies
+        && !(1..=MAX_COPIES).contains(&copies)
+    {
+        return Err(Refusal::invalid(format!("a volume keeps 1 to {MAX_COPIES} copies, not {copies}")));
     }
+    if let Some(bytes) = chunk_size_bytes
+        && (!(MIN_CHUNK_BYTES..=MAX_CHUNK_BYTES).contains(&bytes) || !bytes.is_multiple_of(MIN_CHUNK_BYTES))
+    {
+        return Err(Refusal::invalid(format!(
+            "the chunk size must be a multiple of {MIN_CHUNK_BYTES}, up to {MAX_CHUNK_BYTES}, not {bytes}"
+        )));
+    }
+    Ok((copies.unwrap_or(0) as u8, chunk_size_bytes.unwrap_or(0)))
+}
+
+/// Entries of a page. `shown` is what was asked for, as it was written; `None` is no number that could be.
+pub fn page_limit(wanted: Option<u64>, shown: &str) -> Result<usize, Refusal> {
+    let limit = wanted.and_then(|wanted| usize::try_from(wanted).ok());
+    limit.filter(|limit| (1..=MAX_PAGE).contains(limit)).ok_or_else(|| {
+        Refusal::invalid(format!(
+            "a page has a whole number of entries from 1 to {MAX_PAGE} ({DEFAULT_PAGE} if none is given), not {shown}"
+        ))
+    })
+}
+
+/// As [`page_limit`], with 0 for the default.
+pub fn page_size(size: u32) -> Result<usize, Refusal> {
+    given(size).map_or(Ok(DEFAULT_PAGE), |size| page_limit(Some(size.into()), &size.to_string()))
 }
 
 pub fn page_token(token: &str) -> Result<String, Refusal> {
@@ -75,7 +88,7 @@ pub fn page_token(token: &str) -> Result<String, Refusal> {
     Ok(token.to_owned())
 }
 
-pub fn listing(prefix: &str, delimiter: &str, size: u64, token: &str) -> Result<ListSpec, Refusal> {
+pub fn listing(prefix: &str, delimiter: &str, limit: usize, token: &str) -> Result<ListSpec, Refusal> {
     if prefix.len() > MAX_PATH_BYTES {
         return Err(Refusal::new(ErrorCode::InvalidPath, format!("prefix: {}", PathError::TooLong)));
     }
@@ -89,7 +102,7 @@ pub fn listing(prefix: &str, delimiter: &str, size: u64, token: &str) -> Result<
             return Err(Refusal::invalid(format!("the delimiter can be \"/\" or nothing, not {other:?}")));
         }
     };
-    Ok(ListSpec { prefix: prefix.to_owned(), delimited, limit: page_limit(size), token: page_token(token)? })
+    Ok(ListSpec { prefix: prefix.to_owned(), delimited, limit, token: page_token(token)? })
 }
 
 #[cfg(test)]
@@ -107,19 +120,29 @@ mod tests {
         for bad in ["", "*", &"0A".repeat(16), &"0a".repeat(17)] {
             assert!(etag(bad).is_err(), "{bad:?}");
         }
+        assert_eq!(volume_settings(None, None).unwrap(), (0, 0));
+        assert_eq!(volume_settings(given(0), given(65_536)).unwrap(), (0, 65_536));
         for (copies, chunk, good) in [
-            (0, 0, true),
             (7, 65_536, true),
             (1, 16_777_216, true),
-            (8, 0, false),
+            (0, 65_536, false),
+            (8, 65_536, false),
+            (1, 0, false),
             (1, 65_535, false),
             (1, 65_537, false),
             (1, 16_777_216 + 65_536, false),
             (u32::MAX, u32::MAX, false),
         ] {
-            assert_eq!(volume_settings(copies, chunk).is_ok(), good, "{copies} {chunk}");
+            assert_eq!(volume_settings(Some(copies), Some(chunk)).is_ok(), good, "{copies} {chunk}");
         }
-        assert_eq!([page_limit(0), page_limit(1), page_limit(u64::MAX)], [DEFAULT_PAGE, 1, MAX_PAGE]);
+        assert_eq!([page_size(0).unwrap(), page_size(1).unwrap()], [DEFAULT_PAGE, 1]);
+        assert_eq!(page_size(MAX_PAGE as u32).unwrap(), MAX_PAGE);
+        for bad in [None, Some(0), Some(MAX_PAGE as u64 + 1), Some(u64::MAX)] {
+            let refused = page_limit(bad, "what was written").unwrap_err();
+            assert_eq!(refused.code, ErrorCode::InvalidArgument, "{bad:?}");
+            assert!(refused.cause.ends_with("not what was written"), "{}", refused.cause);
+        }
+        assert!(page_size(MAX_PAGE as u32 + 1).is_err());
         assert!(page_token(&"x".repeat(5_000)).is_err());
     }
 
@@ -127,8 +150,8 @@ mod tests {
     fn listings() {
         let spec = listing("a/", "/", 5, "t").unwrap();
         assert!(spec.delimited && spec.prefix == "a/" && spec.limit == 5 && spec.token == "t");
-        assert_eq!(listing("", ",", 0, "").unwrap_err().code, ErrorCode::InvalidArgument);
-        assert_eq!(listing("\0", "", 0, "").unwrap_err().code, ErrorCode::InvalidPath);
-        assert_eq!(listing(&"x".repeat(1_025), "", 0, "").unwrap_err().code, ErrorCode::InvalidPath);
+        assert_eq!(listing("", ",", 1, "").unwrap_err().code, ErrorCode::InvalidArgument);
+        assert_eq!(listing("\0", "", 1, "").unwrap_err().code, ErrorCode::InvalidPath);
+        assert_eq!(listing(&"x".repeat(1_025), "", 1, "").unwrap_err().code, ErrorCode::InvalidPath);
     }
 }

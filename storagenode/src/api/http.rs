@@ -97,7 +97,34 @@ pub(super) fn router(shell: &SharedShell) -> Router {
         }
         router = router.route(&route.path.replace("{path}", "{*path}"), handler);
     }
-    router.fallback(nothing_here).method_not_allowed_fallback(method_not_allowed).with_state(shell.clone())
+    router
+        .fallback(nothing_here)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(middleware::from_fn(refuse_codings))
+        .with_state(shell.clone())
+}
+
+/// For every address and method: content that is still coded would be taken for what it is not. RFC 9112, section 6.1, asks
+/// for 501. Where the content ends is what the sender and we may see differently, so the connection ends with the answer.
+async fn refuse_codings(request: Request, next: Next) -> Response {
+    let Some(codings) = codings_not_undone(request.headers()) else { return next.run(request).await };
+    let cause = format!(
+        "Transfer-Encoding {codings:?} is not understood, only \"chunked\" is; nothing was done. Send the content as it is"
+    );
+    let mut response = Refusal::new(ErrorCode::Unsupported, cause).into_response();
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+/// The transfer codings, unless they are the one that the connection has undone, once, by now.
+fn codings_not_undone(headers: &HeaderMap) -> Option<String> {
+    let values = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let values: Vec<_> = values.map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+    let all = values.join(",");
+    let codings: Vec<&str> = all.split(',').map(str::trim).filter(|coding| !coding.is_empty()).collect();
+    let undone =
+        matches!(codings[..], [] | [_]) && codings.iter().all(|one| one.eq_ignore_ascii_case("chunked"));
+    (!undone).then(|| codings.join(", "))
 }
 
 async fn nothing_here(uri: Uri) -> Refusal {

@@ -82,10 +82,11 @@ impl PeerService {
         let header = Arc::new(wire::header_from_wire(header).map_err(invalid)?);
         let prepared = self.env.timeout(BUDGET_WAIT, self.store.prepare(header.clone(), purpose)).await;
         let busy = || peer_status(ErrorCode::Overloaded, "this node's memory for chunks is in use");
-        let ticket = match prepared.ok_or_else(busy)?.map_err(|error| status(write::own_error(error)))? {
-            Prepared::Ready(ticket) => ticket,
-            Prepared::Present => return Ok(()),
-        };
+        let ticket =
+            match prepared.ok_or_else(busy)?.map_err(|error| status(write::own_error(&self.store, error)))? {
+                Prepared::Ready(ticket) => ticket,
+                Prepared::Present => return Ok(()),
+            };
         let sizes = (0..header.frames()).map(|frame| header.sealed_frame_length(frame)).collect();
         let mut assembler = FrameAssembler::new(sizes);
         loop {
@@ -102,7 +103,7 @@ impl PeerService {
         }
         let frames = assembler.finish().ok_or_else(|| invalid("fewer bytes than the header says"))?;
         let stored = self.store.write(ticket, frames).await;
-        stored.map(|_| ()).map_err(|error| status(write::own_error(error)))
+        stored.map(|_| ()).map_err(|error| status(write::own_error(&self.store, error)))
     }
 }
 
@@ -241,7 +242,7 @@ impl Peer for PeerService {
         };
         let tombstones: Result<Vec<_>, String> = chunks.into_iter().map(tombstone).collect();
         let buried = self.store.bury(tombstones.map_err(invalid)?).await;
-        buried.map_err(|error| status(write::own_error(error)))?;
+        buried.map_err(|error| status(write::own_error(&self.store, error)))?;
         Ok(Response::new(proto::BuryResponse {}))
     }
 

@@ -12,7 +12,9 @@ use super::{
     header::{ChunkHeader, frame_count},
 };
 
-pub use v1::{MAX_RECORD_HEADER_BYTES, RECORD_ALIGNMENT, SEGMENT_HEADER_BYTES, decode_record, encode_record};
+pub use v1::{
+    MAX_RECORD_HEADER_BYTES, RECORD_ALIGNMENT, SEGMENT_HEADER_BYTES, checksum, decode_record, encode_record,
+};
 pub use v1::{SegmentHeader, decode_segment_header, encode_segment_header};
 
 /// Names a segment: the boot of the store that wrote it, and a number within that boot.
@@ -312,7 +314,8 @@ mod v1 {
         to.extend_from_slice(&plain_length.to_le_bytes());
     }
 
-    fn checksum(position: &Position, header: &[u8]) -> u32 {
+    /// Of a record's header without its last four bytes, which hold it.
+    pub fn checksum(position: &Position, header: &[u8]) -> u32 {
         let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
         digest.update(&position_bytes(position));
         digest.update(header);

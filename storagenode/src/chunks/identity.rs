@@ -1,17 +1,20 @@
 //! Whose disk this is (R9): cluster, node, a random incarnation, and a boot counter that is raised durably at each open.
 //!
-//! The file is replaced as a whole: written under another name, synced, renamed, and the folder synced. The layout is in
-//! `docs/formats.md`.
+//! It is kept twice, in two files with the same bytes, so that one damaged block does not cost a disk. Each is replaced as a
+//! whole: written under another name, synced, renamed, and the folder synced. Both are durable before the boot that they
+//! name is used for anything, so either of them alone is enough: none that is sound is behind a segment. At an opening the
+//! sound one with the higher boot counts, and the other one is written first, so that one is sound at every moment. The
+//! layout is in `docs/formats.md`.
 
 use std::{io, path::Path, sync::Arc};
 
 use cairn_placement::Incarnation;
 
-use super::{OpenError, disk_error};
-use crate::env::{Disk, DiskFile, OpenMode, Random, sync_with_parents};
+use super::{OpenError, disk_error, format::SegmentId};
+use crate::env::{Disk, DiskFile, OpenMode, Random, replace_file, sync_with_parents};
 
-const FILE: &str = "identity";
-const NEW_FILE: &str = "identity.new";
+/// The identity, and the same again. Earlier versions know the first one only.
+const FILES: [&str; 2] = ["identity", "identity.copy"];
 const LOCK_FILE: &str = "lock";
 /// Folder of segment files.
 pub(super) const SEGMENTS_FOLDER: &str = "segments";
@@ -120,44 +123,147 @@ pub(super) fn open_identity(
     cluster_id: [u8; 16],
     node: &str,
 ) -> Result<Identity, OpenError> {
-    let identity = match read_file(disk, &folder.join(FILE)) {
-        Ok(bytes) => {
-            let stored = decode(&bytes, folder)?;
+    let (identity, order) = match find(disk, folder)? {
+        Some(Chosen { stored, index, others_fault }) => {
             check(&stored, folder, cluster_id, node)?;
-            Identity { boot: stored.identity.boot + 1, ..stored.identity }
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            // The identity is durable before the first segment is made: segments without it lost it.
-            if disk.list(&folder.join(SEGMENTS_FOLDER)).is_ok_and(|names| !names.is_empty()) {
-                return Err(OpenError::IdentityLost { folder: folder.to_owned() });
+            // Before anything is written: else a second try would find a counter that has caught up.
+            check_segments(disk, folder, stored.identity.boot)?;
+            let other = 1 - index;
+            if let Some(fault) = others_fault {
+                let (file, from) = (folder.join(FILES[other]), FILES[index]);
+                tracing::warn!(file = %file.display(), from, "the disk's identity {fault}: written again from the other one");
             }
-            Identity { cluster_id, node: node.to_owned(), incarnation: Incarnation(random.bytes()), boot: 1 }
+            let identity = Identity { boot: stored.identity.boot + 1, ..stored.identity };
+            (identity, [other, index])
         }
-        Err(error) => return Err(disk_error("read", &folder.join(FILE))(error)),
+        None => {
+            let incarnation = Incarnation(random.bytes());
+            (Identity { cluster_id, node: node.to_owned(), incarnation, boot: 1 }, [1, 0])
+        }
     };
-    replace(disk, folder, &Stored { identity: identity.clone(), retired: false })
-        .map_err(disk_error("write", &folder.join(FILE)))?;
-    Ok(identity)
+    let stored = Stored { identity, retired: false };
+    for index in order {
+        let path = folder.join(FILES[index]);
+        replace_file(disk, &path, &v1::encode(&stored)).map_err(disk_error("write", &path))?;
+    }
+    Ok(stored.identity)
 }
 
-/// Whose disk this is, without any change to it.
+/// Whose disk this is, without any change to it; `None` if there is none in the folder, or no folder.
+pub fn peek_identity(disk: &dyn Disk, folder: &Path) -> Result<Option<Identity>, OpenError> {
+    Ok(find(disk, folder)?.map(|chosen| chosen.stored.identity))
+}
+
+/// Whether a node's disk is in the folder, sound or not.
+pub fn holds_disk(disk: &dyn Disk, folder: &Path) -> io::Result<bool> {
+    let list = |folder: &Path| match disk.list(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        other => other,
+    };
+    let names = list(folder)?;
+    if names.iter().any(|name| FILES.contains(&name.as_str())) {
+        return Ok(true);
+    }
+    Ok(names.iter().any(|name| name == SEGMENTS_FOLDER) && !list(&folder.join(SEGMENTS_FOLDER))?.is_empty())
+}
+
+/// As [`peek_identity`], for a folder that must hold a disk.
 pub(super) fn read_identity(disk: &dyn Disk, folder: &Path) -> Result<Identity, OpenError> {
-    match read_file(disk, &folder.join(FILE)) {
-        Ok(bytes) => Ok(decode(&bytes, folder)?.identity),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Err(OpenError::NoIdentity { folder: folder.to_owned() })
+    peek_identity(disk, folder)?.ok_or_else(|| OpenError::NoIdentity { folder: folder.to_owned() })
+}
+
+/// What one of the two files says.
+enum Found {
+    Absent,
+    Damaged,
+    Unreadable(io::Error),
+    Sound(Stored),
+}
+
+/// The file that counts.
+struct Chosen {
+    stored: Stored,
+    /// Which it is.
+    index: usize,
+    /// What is wrong with the other one.
+    others_fault: Option<String>,
+}
+
+/// What the two files say together; `None` if neither is there, nor anything that they belong to.
+fn find(disk: &dyn Disk, folder: &Path) -> Result<Option<Chosen>, OpenError> {
+    let [first, copy] = [folder.join(FILES[0]), folder.join(FILES[1])];
+    match (look(disk, &first)?, look(disk, &copy)?) {
+        (Found::Sound(one), Found::Sound(two)) => both(folder, one, two).map(Some),
+        (Found::Sound(stored), other) => {
+            Ok(Some(Chosen { stored, index: 0, others_fault: Some(fault(&other)) }))
         }
-        Err(error) => Err(disk_error("read", &folder.join(FILE))(error)),
+        (other, Found::Sound(stored)) => {
+            Ok(Some(Chosen { stored, index: 1, others_fault: Some(fault(&other)) }))
+        }
+        (Found::Unreadable(error), _) => Err(disk_error("read", &first)(error)),
+        (_, Found::Unreadable(error)) => Err(disk_error("read", &copy)(error)),
+        (Found::Damaged, _) => Err(OpenError::Damaged { path: first }),
+        (_, Found::Damaged) => Err(OpenError::Damaged { path: copy }),
+        // The identity is durable before the first segment is made: segments without it lost it.
+        (Found::Absent, Found::Absent) => match holds_disk(disk, folder) {
+            Ok(true) => Err(OpenError::IdentityLost { folder: folder.to_owned() }),
+            Ok(false) => Ok(None),
+            Err(error) => Err(disk_error("list", folder)(error)),
+        },
     }
 }
 
-fn decode(bytes: &[u8], folder: &Path) -> Result<Stored, OpenError> {
-    v1::decode(bytes).map_err(|error| match error {
-        v1::DecodeError::Damaged => OpenError::Damaged { path: folder.join(FILE) },
-        v1::DecodeError::Newer(found) => {
-            OpenError::NewerFormat { path: folder.join(FILE), found, known: v1::VERSION }
+/// Of two sound files, the one that was written last.
+fn both(folder: &Path, one: Stored, two: Stored) -> Result<Chosen, OpenError> {
+    let of = |stored: &Stored| {
+        let Identity { cluster_id, node, incarnation, .. } = &stored.identity;
+        format!("node {node} of cluster {}, disk {}", hex::encode(cluster_id), hex::encode(incarnation.0))
+    };
+    let (first, copy) = (of(&one), of(&two));
+    if first != copy {
+        return Err(OpenError::IdentitiesDiffer { folder: folder.to_owned(), first, copy });
+    }
+    let retired = one.retired || two.retired;
+    let (index, stored) = if two.identity.boot > one.identity.boot { (1, two) } else { (0, one) };
+    Ok(Chosen { stored: Stored { retired, ..stored }, index, others_fault: None })
+}
+
+fn fault(found: &Found) -> String {
+    match found {
+        Found::Absent => "is missing".to_owned(),
+        Found::Unreadable(error) => format!("cannot be read ({error})"),
+        Found::Damaged | Found::Sound(_) => "is damaged".to_owned(),
+    }
+}
+
+fn look(disk: &dyn Disk, path: &Path) -> Result<Found, OpenError> {
+    let bytes = match read_file(disk, path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Absent),
+        Err(error) => return Ok(Found::Unreadable(error)),
+    };
+    match v1::decode(&bytes) {
+        Ok(stored) => Ok(Found::Sound(stored)),
+        Err(v1::DecodeError::Damaged) => Ok(Found::Damaged),
+        Err(v1::DecodeError::Newer(found)) => {
+            Err(OpenError::NewerFormat { path: path.to_owned(), found, known: v1::VERSION })
         }
-    })
+    }
+}
+
+/// Refuses an identity that is older than what was written under it.
+fn check_segments(disk: &dyn Disk, folder: &Path, boot: u64) -> Result<(), OpenError> {
+    let segments = folder.join(SEGMENTS_FOLDER);
+    let names = match disk.list(&segments) {
+        Ok(names) => names,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(disk_error("list", &segments)(error)),
+    };
+    let is_newer = |name: &String| SegmentId::from_name(name).is_some_and(|id| id.boot > boot);
+    match names.into_iter().find(is_newer) {
+        Some(segment) => Err(OpenError::IdentityOld { folder: folder.to_owned(), segment, boot }),
+        None => Ok(()),
+    }
 }
 
 fn check(stored: &Stored, folder: &Path, cluster_id: [u8; 16], node: &str) -> Result<(), OpenError> {
@@ -181,19 +287,6 @@ fn read_file(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; file.size()?.min(MAX_FILE_BYTES) as usize];
     file.read_at(&mut bytes, 0)?;
     Ok(bytes)
-}
-
-fn replace(disk: &dyn Disk, folder: &Path, stored: &Stored) -> io::Result<()> {
-    let new = folder.join(NEW_FILE);
-    match disk.remove(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let file = disk.open(&new, OpenMode::CreateNew)?;
-    file.write_at(&[io::IoSlice::new(&v1::encode(stored))], 0)?;
-    file.sync_all()?;
-    disk.rename(&new, &folder.join(FILE))?;
-    disk.sync_folder(folder)
 }
 
 #[cfg(test)]

@@ -28,6 +28,12 @@ impl Place {
         Self { slot, eighth: u32::try_from(offset / 8).expect("segments are shorter than 32 GiB") }
     }
 
+    /// As [`Self::new`], for an offset that may be nonsense.
+    pub fn checked(slot: u32, offset: u64) -> Option<Self> {
+        let eighth = u32::try_from(offset / 8).ok().filter(|_| offset.is_multiple_of(8))?;
+        Some(Self { slot, eighth })
+    }
+
     pub fn offset(self) -> u64 {
         u64::from(self.eighth) * 8
     }
@@ -77,13 +83,21 @@ impl Known {
     }
 }
 
+/// A chunk of which some bytes are wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Damage {
+    pub entry: Entry,
+    /// Of the last group before a crash: perhaps it never was whole, and nobody was told that it is here.
+    pub torn: bool,
+}
+
 /// The index. See the module's doc.
 #[derive(Default)]
 pub struct Index {
     /// Present and buried ones.
     entries: BTreeMap<(u64, ChunkId), Known>,
     /// Those that are not whole; none of them is in `entries`.
-    damaged: BTreeMap<(u64, ChunkId), Entry>,
+    damaged: BTreeMap<(u64, ChunkId), Damage>,
     tombstones: u64,
 }
 
@@ -101,7 +115,7 @@ fn keys(pg_bits: u8, pg: PgId) -> RangeInclusive<(u64, ChunkId)> {
 impl Index {
     pub fn get(&self, id: ChunkId) -> Option<Known> {
         let key = key(id);
-        self.entries.get(&key).copied().or_else(|| Some(Known::Damaged(*self.damaged.get(&key)?)))
+        self.entries.get(&key).copied().or_else(|| Some(Known::Damaged(self.damaged.get(&key)?.entry)))
     }
 
     pub fn presence(&self, id: ChunkId) -> Presence {
@@ -118,7 +132,7 @@ impl Index {
         match self.entries.entry(key(id)) {
             std::collections::btree_map::Entry::Vacant(vacant) => {
                 vacant.insert(Known::Present(entry));
-                Ok(self.damaged.remove(&key(id)))
+                Ok(self.damaged.remove(&key(id)).map(|damage| damage.entry))
             }
             std::collections::btree_map::Entry::Occupied(occupied) => Err(*occupied.get()),
         }
@@ -133,7 +147,7 @@ impl Index {
     /// Buries a chunk for good; gives what was here of it.
     pub fn bury(&mut self, tombstone: Tombstone) -> Option<Entry> {
         let Tombstone { id, volume, copies } = tombstone;
-        let damaged = self.damaged.remove(&key(id));
+        let damaged = self.damaged.remove(&key(id)).map(|damage| damage.entry);
         match self.entries.insert(key(id), Known::Buried { volume, copies }) {
             Some(Known::Present(entry)) => {
                 self.tombstones += 1;
@@ -153,20 +167,30 @@ impl Index {
             return false;
         };
         self.entries.remove(&key(id));
-        self.damaged.insert(key(id), entry);
+        self.damaged.insert(key(id), Damage { entry, torn: false });
         true
     }
 
-    /// At most `limit` damaged chunks, those after `after`.
-    pub fn damaged(&self, after: Option<ChunkId>, limit: usize) -> Vec<(ChunkId, Entry)> {
-        let start = after.map_or(Bound::Unbounded, |after| Bound::Excluded(key(after)));
-        let damaged = self.damaged.range((start, Bound::Unbounded));
-        damaged.take(limit).map(|((_, id), entry)| (*id, *entry)).collect()
+    /// Notes a chunk that is not whole, unless something better is known of it; gives that.
+    pub fn insert_damaged(&mut self, id: ChunkId, damage: Damage) -> Option<Known> {
+        let known = self.get(id);
+        if known.is_none() {
+            self.damaged.insert(key(id), damage);
+        }
+        known
     }
 
-    /// How many chunks are not whole.
-    pub fn damaged_chunks(&self) -> u64 {
-        self.damaged.len() as u64
+    /// At most `limit` chunks that are not whole, those after `after`.
+    pub fn damaged(&self, after: Option<ChunkId>, limit: usize) -> Vec<(ChunkId, Damage)> {
+        let start = after.map_or(Bound::Unbounded, |after| Bound::Excluded(key(after)));
+        let damaged = self.damaged.range((start, Bound::Unbounded));
+        damaged.take(limit).map(|((_, id), damage)| (*id, *damage)).collect()
+    }
+
+    /// How many chunks are not whole any more, and how many perhaps never were.
+    pub fn damaged_chunks(&self) -> (u64, u64) {
+        let torn = self.damaged.values().filter(|damage| damage.torn).count() as u64;
+        (self.damaged.len() as u64 - torn, torn)
     }
 
     /// Whole chunks whose records are in one segment. Looks at every entry.
@@ -226,7 +250,7 @@ impl Index {
             Scope::Whole => None,
             Scope::OnDisk { .. } => Some(self.damaged.range(keys(pg_bits, pg))),
         };
-        damaged.into_iter().flatten().map(|(key, entry)| (*key, Known::Damaged(*entry)))
+        damaged.into_iter().flatten().map(|(key, damage)| (*key, Known::Damaged(damage.entry)))
     }
 
     /// At most `limit` lines of one placement group, those after `after`.
@@ -323,7 +347,7 @@ mod tests {
         assert!(!index.set_apart(id(1), entry(3, 5).place), "once");
         assert_eq!(index.get(id(1)), Some(Known::Damaged(entry(3, 5))));
         assert_eq!(index.presence(id(1)), Presence::Absent);
-        assert_eq!((index.chunks(), index.damaged_chunks()), (0, 1));
+        assert_eq!((index.chunks(), index.damaged_chunks()), (0, (1, 0)));
         let all = PgId(0);
         let lines = |index: &Index, scope| {
             let sum: u64 = index.summarize(0, all, scope).iter().map(|summary| summary.chunks).sum();
@@ -340,13 +364,27 @@ mod tests {
         let second = index.inventory(0, all, scope, Some((first[0].id.hash(), first[0].id)), 9);
         assert_eq!((first.len(), second.len()), (1, 1), "page by page");
         assert!(first[0].id.hash() < second[0].id.hash());
-        assert_eq!(index.damaged(None, 9), [(id(1), entry(3, 5))]);
+        assert_eq!(index.damaged(None, 9), [(id(1), Damage { entry: entry(3, 5), torn: false })]);
         assert!(index.damaged(Some(id(1)), 9).is_empty());
         assert_eq!(index.insert(id(1), entry(3, 6)), Ok(Some(entry(3, 5))), "what it replaces");
-        assert_eq!((index.chunks(), index.damaged_chunks()), (2, 0));
+        assert_eq!((index.chunks(), index.damaged_chunks()), (2, (0, 0)));
         assert!(index.set_apart(id(1), entry(3, 6).place));
         assert_eq!(index.bury(tombstone(1, 3)), Some(entry(3, 6)));
-        assert_eq!((index.chunks(), index.tombstones(), index.damaged_chunks()), (1, 1, 0));
+        assert_eq!((index.chunks(), index.tombstones(), index.damaged_chunks()), (1, 1, (0, 0)));
+    }
+
+    #[test]
+    fn a_torn_chunk_is_the_last_resort() {
+        let mut index = Index::default();
+        let torn = |slot| Damage { entry: entry(3, slot), torn: true };
+        assert_eq!(index.insert_damaged(id(1), torn(1)), None);
+        assert_eq!(index.insert_damaged(id(1), torn(2)), Some(Known::Damaged(entry(3, 1))));
+        assert_eq!((index.presence(id(1)), index.damaged_chunks()), (Presence::Absent, (0, 1)));
+        assert_eq!(index.insert(id(1), entry(3, 3)), Ok(Some(entry(3, 1))));
+        assert_eq!(index.insert_damaged(id(1), torn(1)), Some(Known::Present(entry(3, 3))));
+        assert_eq!((index.presence(id(1)), index.damaged_chunks()), (Presence::Present, (0, 0)));
+        index.bury(tombstone(1, 3));
+        assert!(matches!(index.insert_damaged(id(1), torn(1)), Some(Known::Buried { .. })));
     }
 
     proptest! {

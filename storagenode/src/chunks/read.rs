@@ -6,6 +6,7 @@ use bytes::{Bytes, BytesMut};
 use cairn_placement::ChunkId;
 
 use super::{
+    correct::correct_record,
     format::{Body, Position, Record, Sequence, decode_record, record_header_length},
     header::{ChunkHeader, frame_count},
     index::Entry,
@@ -39,11 +40,13 @@ fn corrupt(text: impl Into<String>) -> RecordFault {
     RecordFault::Corrupt(text.into())
 }
 
-/// Reads frames of a chunk (clamped), verified. Blocks.
+/// Reads frames of a chunk (clamped), verified. Of a chunk that is known to be damaged one byte of the header may be wrong.
+/// Blocks.
 pub fn read_chunk(
     table: &SegmentTable,
     id: ChunkId,
     entry: &Entry,
+    is_damaged: bool,
     frames: Range<u32>,
 ) -> Result<(Arc<ChunkHeader>, Vec<Bytes>), RecordFault> {
     let file = table.file(entry.place.slot)?;
@@ -57,7 +60,12 @@ pub fn read_chunk(
     let length =
         if near { header_length + sealed_offset(entry.plain_length, frames.end) } else { header_length };
     let mut bytes = read_bytes(&*file, position.offset, length)?;
-    let header = header_of(decode(&bytes.split_to(header_length as usize), &position)?, id, entry)?;
+    let header = bytes.split_to(header_length as usize);
+    let record = match decode(&header, &position) {
+        Err(fault) if is_damaged => correct_record(&header, &position).ok_or(fault),
+        record => record,
+    };
+    let header = header_of(record?, id, entry)?;
     let range = header.sealed_range(frames.clone());
     let sealed = if near {
         bytes.slice(range.start as usize..)

@@ -2,8 +2,11 @@
 //!
 //! The order matters. Segments are synced before they are read, so that whatever the index then says is durable: a process
 //! that was killed leaves bytes in the kernel's cache, which a power cut would still take. Records below the greatest
-//! known durable end are trusted by their headers (reading verifies frames); those after it, at most one group, were perhaps
-//! never acknowledged, and count only if they are whole, up to the first that is not.
+//! known durable end are trusted by their headers (reading verifies frames). Those after it, at most one group, were perhaps
+//! never acknowledged, and perhaps they were: they count if they are whole. A chunk that is not is *torn*: it is set apart like a
+//! damaged one, so that its sound frames can be read should it be needed, but nobody waits for it to be mended.
+//!
+//! A tail is judged so at every start, also when a mark tells that nothing was acknowledged after it.
 
 use std::{collections::HashMap, ops::Range};
 
@@ -14,11 +17,12 @@ use super::{
     format::{
         Body, Position, Record, SEGMENT_HEADER_BYTES, SegmentId, Sequence, Sighting, decode_segment_header,
     },
-    index::{Entry, Index, Known, Place},
+    hole::{Hole, hole},
+    index::{Damage, Entry, Index, Known, Place},
     read::{read_header, verify_record},
     scan::{Found, Gap, Scan, scan},
     segment::{FIRST_RECORD, SegmentTable},
-    write::{Hole, ToWrite, hole},
+    write::ToWrite,
 };
 use crate::env::{Disk, DiskFile, OpenMode};
 
@@ -38,8 +42,9 @@ pub struct RecoveryReport {
     /// Segments that no clean shutdown had closed.
     pub open_segments: u64,
     pub corrupt: Vec<CorruptRange>,
-    /// Records dropped behind a torn tail: never acknowledged.
+    /// Records after the last durable end that are not whole: never acknowledged, or damaged since.
     pub torn_records: u64,
+    /// Bytes after it that do not count.
     pub torn_bytes: u64,
 }
 
@@ -63,11 +68,19 @@ struct Read {
     suspect: bool,
 }
 
+/// What is believed of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Condition {
+    Whole,
+    Damaged,
+    Torn,
+}
+
 /// What counts of one segment.
 struct Judged {
-    records: Vec<Found>,
+    records: Vec<(Found, Condition)>,
+    /// Up to here everything is trusted at the next start.
     end: u64,
-    marked: bool,
 }
 
 /// Reads all segments into an index. Blocks.
@@ -90,10 +103,10 @@ pub fn recover(disk: &dyn Disk, table: &SegmentTable) -> Result<Recovered, OpenE
             }
         }
         let marked_end = marks.remove(&id);
-        if marked_end.is_none() {
+        if marked_end.is_none_or(|end| has_tail(&read.scan, end)) {
             // The page cache may hold a group whose sync failed, and call it clean.
             let _ = read.file.forget_cached(0, u64::MAX / 2);
-            read.scan = read_through(table, id, &*read.file, None)?;
+            read.scan = read_through(table, id, &*read.file)?;
         }
         take_in(table, read, marked_end, &mut recovered);
     }
@@ -107,33 +120,37 @@ pub fn recover(disk: &dyn Disk, table: &SegmentTable) -> Result<Recovered, OpenE
     Ok(recovered)
 }
 
+/// Whether anything but the segment's own mark, written when the store was closed, is after the marked end.
+fn has_tail(scan: &Scan, marked_end: u64) -> bool {
+    let after = |found: &Found| found.offset >= marked_end && !matches!(found.record.body, Body::Mark { .. });
+    scan.found.iter().any(after) || scan.gaps.iter().any(|gap| gap.range.end > marked_end)
+}
+
 fn take_in(table: &SegmentTable, read: Read, marked_end: Option<u64>, recovered: &mut Recovered) {
     let judged = judge(table, &read, marked_end, &mut recovered.report);
     recovered.report.segments += 1;
-    recovered.used_bytes += judged.end;
+    // What was written stays, even a torn tail.
+    let end = read.scan.content_end.max(judged.end);
+    recovered.used_bytes += end;
     if marked_end.is_none() {
         recovered.to_write.to_mark.push((read.id, judged.end));
         recovered.report.open_segments += 1;
-        // Gives back what was allocated and never written. What was written stays, even a torn tail.
-        let _ = read.file.truncate(read.scan.content_end.max(judged.end));
+    }
+    if read.file.size().is_ok_and(|size| size > end) {
+        // Gives back what was allocated and never written.
+        let _ = read.file.truncate(end);
     }
     let slot = table.add(read.id, read.file);
-    for found in judged.records {
-        apply(table, slot, found, recovered);
+    for (found, condition) in judged.records {
+        apply(table, slot, found, condition, recovered);
     }
 }
 
-/// Reads records up to the segment's end, if a mark tells it.
-fn read_through(
-    table: &SegmentTable,
-    id: SegmentId,
-    file: &dyn DiskFile,
-    marked_end: Option<u64>,
-) -> Result<Scan, OpenError> {
+fn read_through(table: &SegmentTable, id: SegmentId, file: &dyn DiskFile) -> Result<Scan, OpenError> {
     let path = table.path(id);
     let size = file.size().map_err(disk_error("look at", &path))?;
     let position = Position { incarnation: table.identity().incarnation, segment: id, offset: 0 };
-    scan(file, size.min(marked_end.unwrap_or(size)), position).map_err(|newer| OpenError::NewerFormat {
+    scan(file, size, position).map_err(|newer| OpenError::NewerFormat {
         path,
         found: u32::from(newer.version),
         known: 1,
@@ -193,7 +210,7 @@ fn read_segment(
         Err(Some(found)) => return Err(OpenError::NewerFormat { path, found, known: 1 }),
         Err(None) => true,
     };
-    let scan = read_through(table, id, &*file, marked_end)?;
+    let scan = read_through(table, id, &*file)?;
     if scan.found.is_empty() && scan.gaps.is_empty() && marked_end.is_none_or(|end| end <= FIRST_RECORD) {
         // A segment is durable before its first record is written, and this one has none.
         tracing::warn!(segment = %id, size, "removed: nothing was ever written to it");
@@ -222,31 +239,43 @@ fn judge(table: &SegmentTable, read: &Read, marked_end: Option<u64>, report: &mu
     let whole = |found: &Found| {
         verify_record(&*read.file, &found.record, Position { offset: found.offset, ..position })
     };
-    let mut judged = Judged { records: Vec::new(), end: trusted_end, marked: marked_end.is_some() };
-    let mut torn = false;
+    let mut judged = Judged { records: Vec::with_capacity(read.scan.found.len()), end: trusted_end };
+    // A mark is for ever: what is after it is never trusted unseen.
+    let mut connected = marked_end.is_none();
+    let (mut torn, mut whole_bytes) = (0, 0);
     for found in &read.scan.found {
-        if found.offset < trusted_end {
+        let condition = if found.corrected {
+            let (segment, offset, chunk) = (read.id, found.offset, chunk_of(&found.record));
+            tracing::warn!(%segment, offset, ?chunk, "one byte of a record's header is wrong: it is computed");
+            connected &= found.offset < trusted_end;
+            if found.offset < trusted_end { Condition::Damaged } else { Condition::Torn }
+        } else if found.offset < trusted_end {
             match if read.suspect { whole(found) } else { Ok(()) } {
-                Ok(()) => judged.records.push(found.clone()),
-                Err(_) => corrupt(report, read.id, found.offset..found.end(), chunk_of(&found.record)),
+                Ok(()) => Condition::Whole,
+                Err(_) => {
+                    corrupt(report, read.id, found.offset..found.end(), chunk_of(&found.record));
+                    Condition::Damaged
+                }
             }
-            continue;
-        }
-        if judged.marked && matches!(found.record.body, Body::Mark { .. }) {
-            // The segment's own mark, written when the store was closed.
-            continue;
-        }
-        torn = torn || judged.marked || found.offset != judged.end || whole(found).is_err();
-        if torn {
-            report.torn_records += 1;
+        } else if whole(found).is_ok() {
+            connected &= found.offset == judged.end;
+            if connected {
+                judged.end = found.end();
+            } else {
+                whole_bytes += found.record.total_length();
+            }
+            Condition::Whole
         } else {
-            judged.end = found.end();
-            judged.records.push(found.clone());
-        }
+            (connected, torn) = (false, torn + 1);
+            Condition::Torn
+        };
+        judged.records.push((found.clone(), condition));
     }
-    let torn_bytes = read.scan.content_end.saturating_sub(judged.end);
-    if torn_bytes > 0 && !judged.marked {
-        tracing::warn!(segment = %read.id, end = judged.end, torn_bytes, "a torn tail, never acknowledged, is left out");
+    report.torn_records += torn;
+    let torn_bytes = read.scan.content_end.saturating_sub(judged.end + whole_bytes);
+    if torn_bytes > 0 && marked_end.is_none() {
+        let (segment, end) = (read.id, judged.end);
+        tracing::warn!(%segment, end, torn_bytes, chunks = torn, "not whole after a crash: never acknowledged, or damaged since");
         report.torn_bytes += torn_bytes;
     }
     judged
@@ -265,9 +294,16 @@ fn corrupt(report: &mut RecoveryReport, segment: SegmentId, range: Range<u64>, s
     report.corrupt.push(CorruptRange { segment: segment.to_string(), range, seems });
 }
 
-fn apply(table: &SegmentTable, slot: u32, found: Found, recovered: &mut Recovered) {
+fn apply(table: &SegmentTable, slot: u32, found: Found, condition: Condition, recovered: &mut Recovered) {
     let index = &mut recovered.index;
     match found.record.body {
+        Body::Put(header) if condition != Condition::Whole => {
+            let entry = Entry::new(&header, Place::new(slot, found.offset));
+            let damage = Damage { entry, torn: condition == Condition::Torn };
+            if let Some(Known::Buried { .. }) = index.insert_damaged(header.id, damage) {
+                recovered.to_write.holes.extend(hole(&entry));
+            }
+        }
         Body::Put(header) => {
             let entry = Entry::new(&header, Place::new(slot, found.offset));
             match index.insert(header.id, entry) {

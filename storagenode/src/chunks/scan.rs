@@ -8,6 +8,7 @@ use std::{io, ops::Range};
 use cairn_placement::ChunkId;
 
 use super::{
+    correct::correct_record,
     format::{MAX_RECORD_HEADER_BYTES, Position, RECORD_ALIGNMENT, Record, RecordError, decode_record},
     segment::FIRST_RECORD,
 };
@@ -25,6 +26,8 @@ const UNREADABLE_BYTES: u64 = 4_096;
 pub struct Found {
     pub offset: u64,
     pub record: Record,
+    /// One byte of its header is wrong on the disk.
+    pub corrected: bool,
 }
 
 impl Found {
@@ -64,9 +67,15 @@ pub fn scan(file: &dyn DiskFile, size: u64, position: Position) -> Result<Scan, 
     let mut at = FIRST_RECORD;
     let mut ahead = READ_AHEAD_BYTES;
     while at < size {
-        match scanner.record_at(at, ahead) {
-            Ok(record) => {
-                let found = Found { offset: at, record };
+        let found = match scanner.record_at(at, ahead) {
+            Err(error @ (RecordError::Damaged { .. } | RecordError::Nothing)) => scanner
+                .corrected_at(at)
+                .map(|record| Found { offset: at, record, corrected: true })
+                .ok_or(error),
+            record => record.map(|record| Found { offset: at, record, corrected: false }),
+        };
+        match found {
+            Ok(found) => {
                 ahead = if found.record.total_length() > READ_AHEAD_BYTES {
                     HEADER_READ_BYTES
                 } else {
@@ -151,6 +160,21 @@ impl Scanner<'_> {
                 result => return result,
             }
         }
+    }
+
+    /// The record there, if one wrong byte of its header is all that is wrong, and it ends where another one begins, or where
+    /// nothing follows.
+    fn corrected_at(&mut self, at: u64) -> Option<Record> {
+        let position = Position { offset: at, ..self.position };
+        let record = correct_record(self.bytes(at, MAX_RECORD_HEADER_BYTES as u64, 0).ok()?, &position)?;
+        let end = at + record.total_length();
+        let fits = end == self.size
+            || end < self.size
+                && (self.record_at(end, HEADER_READ_BYTES).is_ok()
+                    || self
+                        .bytes(end, UNREADABLE_BYTES, 0)
+                        .is_ok_and(|bytes| bytes.iter().all(|byte| *byte == 0)));
+        fits.then_some(record)
     }
 
     /// The next place with a record; notes on the way what is not zero.

@@ -73,6 +73,11 @@ impl SegmentTable {
         self.state.lock().ids[slot as usize]
     }
 
+    /// Looks at every segment.
+    pub fn slot_of(&self, id: SegmentId) -> Option<u32> {
+        self.state.lock().ids.iter().position(|known| *known == id).map(|slot| slot as u32)
+    }
+
     /// What a record there must carry in its checksum.
     pub fn position(&self, place: Place) -> Position {
         Position {

@@ -1,7 +1,7 @@
 //! [`ChunkStore`]: the door to this node's chunks.
 
 use std::{
-    collections::HashMap,
+    io,
     ops::Range,
     sync::{
         Arc,
@@ -15,19 +15,22 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::{
-    ChunkError, CopySummary, Counters, InventoryEntry, OpenError, Presence, Purpose, PutError, PutOutcome,
-    ReadError, Scope, StoreOptions, Usage, disk_error,
+    ChunkError, CopySummary, Counters, DamagedChunk, FolderGone, InventoryEntry, OpenError, Presence,
+    Purpose, PutError, PutOutcome, ReadError, Scope, StoreOptions, Usage,
+    damage::{self, Remembered},
+    flight::Flights,
     format::{Sighting, Tombstone, align, record_header_length},
     header::{ChunkHeader, SealedChunk},
-    identity::{Identity, SEGMENTS_FOLDER, lock_folder, open_identity},
-    index::{Entry, Index, Known},
+    identity::Identity,
+    index::{Damage, Entry, Index, Known},
+    open::{Opened, check, open_blocking},
     read::{RecordFault, read_chunk, read_header},
-    recover::{Recovered, RecoveryReport, recover},
+    recover::{Recovered, RecoveryReport},
     segment::SegmentTable,
     space::{Admitted, Space},
     write::{Bury, Command, Put, Writer},
 };
-use crate::env::{DiskFile, Env, sync_with_parents};
+use crate::env::{DiskFile, Env};
 
 /// The memory budget is counted in these.
 const BUDGET_UNIT_BYTES: u64 = 1024;
@@ -69,6 +72,8 @@ pub struct Inner {
     /// The furthest that the metadata store was ever seen; the next group writes it down.
     pub sighting: Mutex<Sighting>,
     damage_found: Notify,
+    /// Damage was found that the disk does not remember yet.
+    pub damage_unwritten: AtomicBool,
 }
 
 #[derive(Default)]
@@ -127,6 +132,7 @@ impl ChunkStore {
             closed: AtomicBool::new(false),
             sighting: Mutex::new(sighting),
             damage_found: Notify::new(),
+            damage_unwritten: AtomicBool::new(false),
         });
         let (commands, receiver) = mpsc::channel(QUEUE_COMMANDS);
         tokio::spawn(Writer::new(inner.clone(), receiver, to_write).run());
@@ -227,8 +233,9 @@ impl ChunkStore {
     ) -> Result<(Arc<ChunkHeader>, Vec<Bytes>), ReadError> {
         let mut last = String::new();
         for _ in 0..READ_ATTEMPTS {
-            let entry = match self.inner.index.read().get(id) {
-                Some(Known::Present(entry) | Known::Damaged(entry)) => entry,
+            let (entry, is_damaged) = match self.inner.index.read().get(id) {
+                Some(Known::Present(entry)) => (entry, false),
+                Some(Known::Damaged(entry)) => (entry, true),
                 Some(Known::Buried { .. }) => return Err(ReadError::Buried),
                 None => return Err(ReadError::NotFound),
             };
@@ -236,7 +243,8 @@ impl ChunkStore {
                 return Err(ReadError::Failed("the chunk store is closed".into()));
             }
             let (inner, wanted) = (self.inner.clone(), frames.clone());
-            match self.inner.env.blocking(move || read_chunk(&inner.table, id, &entry, wanted)).await {
+            let read = move || read_chunk(&inner.table, id, &entry, is_damaged, wanted);
+            match self.inner.env.blocking(read).await {
                 Ok(chunk) => return Ok(chunk),
                 Err(RecordFault::Disk(error)) => return Err(ReadError::Failed(error.to_string())),
                 // If buried or moved meanwhile, the bytes may be gone, and that is no damage.
@@ -274,25 +282,51 @@ impl ChunkStore {
     }
 
     /// At most `limit` chunks of which only a part can be read, in the inventory's order, those after `after`.
-    pub fn damaged(&self, after: Option<ChunkId>, limit: usize) -> Vec<InventoryEntry> {
+    pub fn damaged(&self, after: Option<ChunkId>, limit: usize) -> Vec<DamagedChunk> {
         let damaged = self.inner.index.read().damaged(after, limit);
-        let line = |(id, Entry { volume, copies, plain_length, .. })| InventoryEntry {
+        let line = |(id, Damage { entry, torn })| DamagedChunk {
             id,
-            volume,
-            copies,
-            plain_length,
-            tombstone: false,
+            volume: entry.volume,
+            copies: entry.copies,
+            torn,
         };
         damaged.into_iter().map(line).collect()
     }
 
-    /// Returns when damage was found that no earlier call told of. For one caller.
-    pub async fn damage_found(&self) {
-        self.inner.damage_found.notified().await;
+    /// Returns when more chunks were found to be damaged, since the store was opened, than `seen`; gives how many now.
+    pub async fn damage_beyond(&self, seen: u64) -> u64 {
+        loop {
+            let mut found = std::pin::pin!(self.inner.damage_found.notified());
+            found.as_mut().enable();
+            let count = self.inner.counters.corrupt_chunks.load(Ordering::SeqCst);
+            if count > seen {
+                return count;
+            }
+            found.await;
+        }
+    }
+
+    /// Looks at the disk: how much room there is, and whether the folder is still there. To be called every now and then:
+    /// others use the disk too. An error says that nothing that is written here can be found again.
+    pub async fn look(&self) -> Result<(), FolderGone> {
+        let inner = self.inner.clone();
+        self.inner
+            .env
+            .blocking(move || {
+                if let Ok(disk) = inner.env.disk.space(&inner.options.folder) {
+                    inner.space.look(disk);
+                }
+                let lock = inner.lock.lock().clone();
+                match lock.map(|lock| lock.has_name()) {
+                    Some(Ok(false)) => Err(FolderGone { folder: inner.options.folder.clone() }),
+                    _ => Ok(()),
+                }
+            })
+            .await
     }
 
     pub fn usage(&self) -> Usage {
-        let (chunks, tombstones, damaged_chunks) = {
+        let (chunks, tombstones, (damaged_chunks, torn_chunks)) = {
             let index = self.inner.index.read();
             (index.chunks(), index.tombstones(), index.damaged_chunks())
         };
@@ -303,6 +337,7 @@ impl ChunkStore {
             chunks,
             tombstones,
             damaged_chunks,
+            torn_chunks,
             segments: self.inner.table.count(),
         }
     }
@@ -383,12 +418,41 @@ impl Inner {
     /// Takes a damaged chunk out of the inventory, if it is still in it at that place.
     pub fn set_apart(&self, id: ChunkId, entry: &Entry, reason: &str) {
         if self.index.write().set_apart(id, entry.place) {
-            self.counters.corrupt_chunks.fetch_add(1, Ordering::Relaxed);
+            self.counters.corrupt_chunks.fetch_add(1, Ordering::SeqCst);
             let segment = self.table.id(entry.place.slot);
             let offset = entry.place.offset();
             tracing::error!(chunk = %id, %segment, offset, reason, "a damaged chunk left the inventory");
-            self.damage_found.notify_one();
+            self.damage_unwritten.store(true, Ordering::SeqCst);
+            self.damage_found.notify_waiters();
         }
+    }
+
+    /// Returns when damage was found that the disk does not remember.
+    pub async fn damage_to_write(&self) {
+        loop {
+            let mut found = std::pin::pin!(self.damage_found.notified());
+            found.as_mut().enable();
+            if self.damage_unwritten.load(Ordering::SeqCst) {
+                return;
+            }
+            found.await;
+        }
+    }
+
+    /// Writes down which chunks are damaged, for the next start. Blocks.
+    pub fn remember_damage(&self) -> io::Result<()> {
+        self.damage_unwritten.store(false, Ordering::SeqCst);
+        let damaged = self.index.read().damaged(None, usize::MAX);
+        let known = damaged.into_iter().filter(|(_, damage)| !damage.torn).take(damage::MAX_REMEMBERED);
+        let lines: Vec<_> = known
+            .map(|(id, Damage { entry: Entry { place, .. }, .. })| Remembered {
+                id,
+                segment: self.table.id(place.slot),
+                offset: place.offset(),
+            })
+            .collect();
+        damage::remember(&*self.env.disk, &self.options.folder, &lines)
+            .inspect_err(|_| self.damage_unwritten.store(true, Ordering::SeqCst))
     }
 
     /// Whether a chunk is still where it was, damaged or not.
@@ -406,77 +470,6 @@ impl Inner {
     pub fn segment_bytes(&self) -> u64 {
         let part = self.space.capacity_bytes() / SEGMENTS_OF_A_DISK;
         self.options.segment_bytes.min(part.max(SEGMENT_BYTES_MIN))
-    }
-}
-
-struct Opened {
-    lock: Arc<dyn DiskFile>,
-    table: SegmentTable,
-    recovered: Recovered,
-    space: Arc<Space>,
-}
-
-fn check(options: &StoreOptions) -> Result<(), OpenError> {
-    let refuse = |text: &str| Err(OpenError::Options(text.into()));
-    if options.node.is_empty() || options.node.len() > 253 {
-        return refuse("the node's name must have 1 to 253 bytes");
-    }
-    if options.reserve_percent > 50 {
-        return refuse("more than half of the disk as reserve: give 8 percent");
-    }
-    if options.segment_bytes > 16 << 30 {
-        return refuse("segments above 16 GiB: give 256 MiB");
-    }
-    if options.group_bytes > 1 << 30 || options.group_records == 0 {
-        return refuse("a group has at most 1 GiB and at least one record");
-    }
-    Ok(())
-}
-
-fn open_blocking(env: &Env, options: &StoreOptions) -> Result<Opened, OpenError> {
-    let disk = &*env.disk;
-    let folder = &options.folder;
-    let lock = lock_folder(disk, folder)?;
-    let identity = open_identity(disk, &*env.random, folder, options.cluster_id, &options.node)?;
-    let segments = folder.join(SEGMENTS_FOLDER);
-    disk.create_folder(&segments).map_err(disk_error("make the folder", &segments))?;
-    sync_with_parents(disk, &segments).map_err(disk_error("sync the folder", &segments))?;
-    let table = SegmentTable::new(env.disk.clone(), folder, identity);
-    let recovered = recover(disk, &table)?;
-    let size = disk.space(folder).map_err(disk_error("get the size of", folder))?;
-    let space = Space::new(options.capacity_bytes, options.reserve_percent, size, recovered.used_bytes);
-    Ok(Opened { lock, table, recovered, space })
-}
-
-/// Ids that are being written.
-#[derive(Default)]
-struct Flights(Mutex<HashMap<ChunkId, Arc<Semaphore>>>);
-
-/// The right to write one id; others wait until it is dropped.
-pub struct Flight {
-    flights: Arc<Flights>,
-    id: ChunkId,
-    /// Never has a permit; closed when this is dropped, which ends every wait for one.
-    landed: Arc<Semaphore>,
-}
-
-impl Flights {
-    /// The right to write `id`, or what is closed when the one who has it is done.
-    fn enter(self: &Arc<Self>, id: ChunkId) -> Result<Flight, Arc<Semaphore>> {
-        let mut flights = self.0.lock();
-        if let Some(landed) = flights.get(&id) {
-            return Err(landed.clone());
-        }
-        let landed = Arc::new(Semaphore::new(0));
-        flights.insert(id, landed.clone());
-        Ok(Flight { flights: self.clone(), id, landed })
-    }
-}
-
-impl Drop for Flight {
-    fn drop(&mut self) {
-        self.flights.0.lock().remove(&self.id);
-        self.landed.close();
     }
 }
 

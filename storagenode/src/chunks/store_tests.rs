@@ -197,7 +197,7 @@ async fn a_damaged_chunk_leaves_the_inventory_and_can_be_put_again() {
     let store = open(&options).await;
     let whole = chunk(1, 3 * FRAME_BYTES);
     store.put(whole.clone(), Purpose::Write).await.unwrap();
-    let segments = options.folder.join(SEGMENTS_FOLDER);
+    let segments = options.folder.join("segments");
     let segment = segments.join(&RealDisk.list(&segments).unwrap()[0]);
     let file = RealDisk.open(&segment, OpenMode::ReadWrite).unwrap();
     file.write_at(&[io::IoSlice::new(&[0; 3])], 4096 + 84 + FRAME_BYTES as u64 + 100).unwrap();
@@ -210,7 +210,7 @@ async fn a_damaged_chunk_leaves_the_inventory_and_can_be_put_again() {
         (store.counters().corrupt_chunks, usage.chunks, usage.damaged_chunks)
     };
     assert_eq!(counts(&store), (1, 0, 1));
-    store.damage_found().await;
+    assert_eq!(store.damage_beyond(0).await, 1);
     // What is left of it can be read: perhaps nobody has more.
     assert_eq!(store.read(id(1), 2..3).await.unwrap().1, whole.frames[2..]);
     assert!(matches!(store.read(id(1), 0..3).await, Err(ReadError::Corrupt(_))));

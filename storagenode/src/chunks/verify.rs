@@ -24,6 +24,8 @@ pub struct Verified {
     pub plain_bytes: u64,
     /// Chunks that cannot be read whole.
     pub damaged: u64,
+    /// Chunks of the last groups before crashes that are not whole: never acknowledged, or damaged since.
+    pub torn: u64,
     /// Ranges among the records that are none: of what was there, perhaps only these lines tell.
     pub corrupt: Vec<CorruptRange>,
 }
@@ -46,6 +48,15 @@ pub async fn verify(
     let (store, _) = ChunkStore::open(env.clone(), options).await?;
     let mut verified =
         Verified { node: identity.node, corrupt: store.recovery().corrupt.clone(), ..Verified::default() };
+    // Those that an earlier start knew of are not in the inventory.
+    for chunk in store.damaged(None, usize::MAX) {
+        if chunk.torn {
+            verified.torn += 1;
+        } else {
+            (verified.chunks, verified.damaged) = (verified.chunks + 1, verified.damaged + 1);
+            tell(chunk.id, chunk.volume, "found damaged before, and not mended");
+        }
+    }
     let mut after = None;
     loop {
         let page = store.inventory(0, PgId(0), Scope::Whole, after, PAGE);

@@ -10,6 +10,7 @@ use std::{
     collections::VecDeque,
     io,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -18,20 +19,24 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::{
     PutError, PutOutcome,
+    flight::Flight,
     format::{Body, SegmentId, Sighting, Tombstone, align},
     header::{ChunkHeader, SealedChunk},
+    hole::{Hole, hole},
     index::{Entry, Known, Place},
     layout::Layout,
     read::{RecordFault, verify_on_device},
     segment::{FIRST_RECORD, NewSegment},
     space::Admitted,
-    store::{Flight, Inner},
+    store::Inner,
 };
 
-/// Holes are punched in units of this.
-const PAGE_BYTES: u64 = 4096;
 /// Holes punched between two groups.
 const HOLES_AT_ONCE: usize = 64;
+/// Damage that is found is written down at once, then no more often than this, …
+const REMEMBER_EVERY: Duration = Duration::from_secs(1);
+/// … and so long after that failed.
+const REMEMBER_RETRY: Duration = Duration::from_secs(60);
 /// What a mark takes, header only.
 const MARK_BYTES: u64 = 72;
 
@@ -59,24 +64,6 @@ pub struct Bury {
     pub reply: oneshot::Sender<Result<(), PutError>>,
 }
 
-/// Content that nobody needs any more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Hole {
-    pub slot: u32,
-    pub offset: u64,
-    pub length: u64,
-}
-
-/// The whole pages inside a chunk's frames.
-pub fn hole(entry: &Entry) -> Option<Hole> {
-    let header_length = super::format::record_header_length(entry.plain_length);
-    let frames = u64::from(super::header::frame_count(entry.plain_length));
-    let start = entry.place.offset() + header_length;
-    let end = start + u64::from(entry.plain_length) + frames * super::TAG_BYTES as u64;
-    let (start, end) = (start.next_multiple_of(PAGE_BYTES), end / PAGE_BYTES * PAGE_BYTES);
-    (start < end).then(|| Hole { slot: entry.place.slot, offset: start, length: end - start })
-}
-
 /// What recovery leaves to the writer.
 #[derive(Default)]
 pub struct ToWrite {
@@ -102,6 +89,8 @@ pub struct Writer {
     next_record: u64,
     /// The latest sighting in the open segment: every segment tells what was known when it was written.
     noted: Sighting,
+    /// Not before this is damage written down again.
+    remember_at: Duration,
 }
 
 /// The segment that is being written.
@@ -139,25 +128,14 @@ impl Writer {
             next_segment: 0,
             next_record: 0,
             noted: Sighting::default(),
+            remember_at: Duration::ZERO,
         }
     }
 
     /// Writes until it is closed, or nobody can ask any more.
     pub async fn run(mut self) {
         loop {
-            let first = if self.holes.is_empty() {
-                self.commands.recv().await
-            } else {
-                match self.commands.try_recv() {
-                    Ok(command) => Some(command),
-                    Err(mpsc::error::TryRecvError::Empty) => {
-                        self.punch_holes().await;
-                        continue;
-                    }
-                    Err(mpsc::error::TryRecvError::Disconnected) => None,
-                }
-            };
-            let Some(first) = first else { return };
+            let Some(first) = self.next().await else { return };
             let (group, close) = self.collect(first);
             if group.records > 0 {
                 self.commit(group).await;
@@ -165,11 +143,59 @@ impl Writer {
             }
             if let Some(closed) = close {
                 self.close().await;
+                if self.store.damage_unwritten.load(Ordering::SeqCst) {
+                    self.remember_damage().await;
+                }
                 self.store.release();
                 let _ = closed.send(());
                 return;
             }
         }
+    }
+
+    /// The next command; does meanwhile what nobody waits for.
+    async fn next(&mut self) -> Option<Command> {
+        loop {
+            if self.store.damage_unwritten.load(Ordering::SeqCst) && self.clock() >= self.remember_at {
+                self.remember_damage().await;
+            }
+            if !self.holes.is_empty() {
+                match self.commands.try_recv() {
+                    Ok(command) => return Some(command),
+                    Err(mpsc::error::TryRecvError::Empty) => self.punch_holes().await,
+                    Err(mpsc::error::TryRecvError::Disconnected) => return None,
+                }
+                continue;
+            }
+            let (store, wait) = (self.store.clone(), self.remember_at.saturating_sub(self.clock()));
+            let damage = async move {
+                store.damage_to_write().await;
+                store.env.clock.sleep(wait).await;
+            };
+            tokio::select! {
+                biased;
+                command = self.commands.recv() => return command,
+                () = damage => {}
+            }
+        }
+    }
+
+    fn clock(&self) -> Duration {
+        self.store.env.clock.monotonic()
+    }
+
+    /// Damage that is found by and by is written down together.
+    async fn remember_damage(&mut self) {
+        let store = self.store.clone();
+        let result = self.store.env.blocking(move || store.remember_damage()).await;
+        let rest = match result {
+            Ok(()) => REMEMBER_EVERY,
+            Err(error) => {
+                tracing::warn!(%error, "cannot write down which chunks are damaged; tried again");
+                REMEMBER_RETRY
+            }
+        };
+        self.remember_at = self.clock() + rest;
     }
 
     /// Everything that waits, up to the limits of a group.
@@ -211,6 +237,9 @@ impl Writer {
             .blocking(move || {
                 layout.write(&*file)?;
                 file.sync_data()?;
+                if !file.has_name()? {
+                    return Err(io::Error::new(io::ErrorKind::NotFound, "the segment's file was deleted"));
+                }
                 // The group is durable: a disk that does not tell its size is no reason to deny that.
                 Ok::<_, io::Error>(disk.space(&folder).ok())
             })

@@ -4,13 +4,17 @@
 //! store. So the store may be behind the disk (a crash in between), never ahead: a counter behind the store's means
 //! that the disk was rolled back, and the node refuses to serve from it.
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use cairn_placement::NodeId;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
+    chunks::Identity,
     env::Env,
     meta::{
         Compare, LeaseId, MetaError, Op, SharedMeta, Txn,
@@ -42,6 +46,12 @@ pub enum RegisterError {
          fetched from them. If several disks were rolled back together, restore what fits them instead"
     )]
     RolledBack { disk: u64, stored: u64 },
+    #[error(
+        "{folder} holds no disk, and node {node} had one there: mount it, or put the folder back. If that disk is lost, start \
+         once with --new-disk {node} (cairn-node also takes NEW_DISK={node} in its environment): what other nodes have of it \
+         is fetched from them"
+    )]
+    NoDisk { folder: PathBuf, node: String },
     #[error(
         "this disk was replaced by another one and may not come back: move the data folder away (do not \
          delete it while files are missing) to join as new"
@@ -117,6 +127,32 @@ async fn try_join(env: &Env, meta: &SharedMeta, name: &str) -> Result<ClusterRec
     Ok(record)
 }
 
+/// Refuses a disk that may not serve, before anything is changed on it: an opening raises the boot counter, so a disk that
+/// was rolled back would have caught up after some of them. `disk` is what is in the node's folder.
+pub async fn check_disk(
+    meta: &SharedMeta,
+    folder: &Path,
+    name: &str,
+    disk: Option<&Identity>,
+    new_disk: bool,
+) -> Result<(), RegisterError> {
+    let Some(entry) = meta.get(&keys::node::key(name)).await? else { return Ok(()) };
+    let record: NodeRecord = keys::from_json(&entry)?;
+    match disk {
+        // Nobody would notice that a disk is not mounted: the node would be filled again into the folder below, and its disk
+        // could not come back.
+        None if !new_disk => Err(RegisterError::NoDisk { folder: folder.to_owned(), node: name.to_owned() }),
+        None => Ok(()),
+        Some(disk) if disk.incarnation.0 == record.incarnation && disk.boot < record.boot => {
+            Err(RegisterError::RolledBack { disk: disk.boot, stored: record.boot })
+        }
+        Some(disk) if record.retired.contains(&hex::encode(disk.incarnation.0)) => {
+            Err(RegisterError::Retired)
+        }
+        Some(_) => Ok(()),
+    }
+}
+
 /// Registers the node and its disk, and gives its number. Does not make it live: see [`keep_alive`].
 pub async fn register(meta: &SharedMeta, me: &Registration) -> Result<NodeId, RegisterError> {
     let key = keys::node::key(&me.name);
@@ -145,9 +181,30 @@ pub async fn register(meta: &SharedMeta, me: &Registration) -> Result<NodeId, Re
             }
         };
         txn.then.push(Op::put(key.clone(), keys::to_json(&record)));
+        txn.then.push(Op::delete(keys::refused::key(&me.name)));
         if meta.txn(txn).await?.succeeded {
             info!(node = me.name, id = record.id, boot = me.boot, "registered");
             return Ok(NodeId(record.id));
+        }
+    }
+    Err(RegisterError::Contention)
+}
+
+/// Writes the node's record again, as it is: what others concluded about this disk before that is void.
+pub async fn touch(meta: &SharedMeta, me: &Registration) -> Result<(), RegisterError> {
+    let key = keys::node::key(&me.name);
+    for _ in 0..ATTEMPTS {
+        let Some(entry) = meta.get(&key).await? else {
+            return Err(MetaError::Damaged("this node's record vanished".into()).into());
+        };
+        let record: NodeRecord = keys::from_json(&entry)?;
+        if record.incarnation != me.incarnation || record.boot != me.boot {
+            return Err(RegisterError::NameTaken(me.name.clone()));
+        }
+        let compare = vec![Compare::unchanged(key.clone(), entry.mod_revision)];
+        let put = Op::put(key.clone(), entry.value);
+        if meta.txn(Txn { compare, then: vec![put], otherwise: vec![] }).await?.succeeded {
+            return Ok(());
         }
     }
     Err(RegisterError::Contention)

@@ -35,7 +35,7 @@ pub struct NodeInfo {
     pub zone: String,
     pub incarnation: Incarnation,
     pub capacity_bytes: u64,
-    /// Revision at which it last registered, as it does at each start.
+    /// Revision at which it last registered, as it does at each start, or told that it found damage on its disk.
     pub registered: u64,
     /// Where its gRPC services are, while its lease lives.
     pub address: Option<String>,

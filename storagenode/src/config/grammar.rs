@@ -25,6 +25,12 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting("ZONE", "NAME", Some("default"), "Failure domain: copies of a file go to different zones"),
     setting("DATA_DIR", "FOLDER", Some("/data"), "Where this node keeps its chunks"),
     setting(
+        "NEW_DISK",
+        "NODE",
+        Some("false"),
+        "Name of the node (or true) whose disk is lost, for one start: DATA_DIR may be empty, and what it held is fetched from others",
+    ),
+    setting(
         "DATABASE_URL",
         "URL",
         None,

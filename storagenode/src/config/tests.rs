@@ -50,6 +50,19 @@ fn flags_beat_the_environment_beats_the_file_beats_defaults() {
 }
 
 #[test]
+fn a_new_disk_is_said_for_one_node_or_for_this_one() {
+    let says = |flags: &[&str], environment: &[(&str, &str)]| {
+        parse(&[flags, &["--node-name", "n2"]].concat(), environment, None).unwrap().new_disk
+    };
+    assert!(!says(&[], &[]));
+    assert!(!says(&[], &[("NEW_DISK", "false")]));
+    assert!(!says(&["--new-disk", "n1"], &[]), "another node's");
+    assert!(says(&["--new-disk", "n2"], &[]));
+    assert!(says(&[], &[("NEW_DISK", "n2")]));
+    assert!(says(&[], &[("NEW_DISK", "true")]));
+}
+
+#[test]
 fn all_mistakes_are_told_at_once_with_their_source() {
     let error = parse(
         &["--zone", "a b"],

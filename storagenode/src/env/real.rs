@@ -197,6 +197,10 @@ impl DiskFile for RealFile {
         self.0.sync_all()
     }
 
+    fn has_name(&self) -> io::Result<bool> {
+        Ok(std::os::unix::fs::MetadataExt::nlink(&self.0.metadata()?) > 0)
+    }
+
     fn forget_cached(&self, offset: u64, length: u64) -> io::Result<()> {
         let advice = libc::POSIX_FADV_DONTNEED;
         // SAFETY: as above; the call returns its error number.

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use cairn_placement::{ChunkId, ClusterMap, NodeId};
 use cairn_proto::v1::ErrorCode;
@@ -13,6 +12,7 @@ use super::{
     VolumeName,
     commit::{Outcome, Proposal},
     gateway::{Gateway, OpenVolume, file_info},
+    page,
     path::MAX_PATH_BYTES,
     upload::{collect_ops, holds, not_found},
 };
@@ -83,7 +83,7 @@ impl Gateway {
         let end = prefix_end(&whole);
         let mut start = match spec.token.is_empty() {
             true => Bytes::from(whole),
-            false => resume(&base, &spec)?,
+            false => resume(&volume, &base, &spec)?,
         };
         let mut listing = Listing::default();
         let mut last = String::new();
@@ -97,7 +97,7 @@ impl Gateway {
                     continue;
                 }
                 if listing.files.len() + listing.prefixes.len() == limit {
-                    listing.next_token = URL_SAFE_NO_PAD.encode(&last);
+                    listing.next_token = page::token(&pages_of(&volume, &spec), &last);
                     return Ok(listing);
                 }
                 let (next, name) = self.list_entry(&volume, &spec, entry, &mut listing)?;
@@ -212,15 +212,19 @@ fn after(key: &[u8]) -> Bytes {
     [key, &[0]].concat().into()
 }
 
+/// Which listing a page token is of.
+fn pages_of(volume: &OpenVolume, spec: &ListSpec) -> Vec<u8> {
+    let delimiter: &[u8] = if spec.delimited { b"/" } else { b"-" };
+    [&b"files"[..], &volume.id().0.to_le_bytes(), delimiter, spec.prefix.as_bytes()].concat()
+}
+
 /// Where a listing goes on after the name in its token.
-fn resume(base: &[u8], spec: &ListSpec) -> Result<Bytes, FileError> {
-    let foreign =
-        || FileError::InvalidArgument("the page token is not one of this listing; begin anew".into());
-    let name = URL_SAFE_NO_PAD.decode(&spec.token).map_err(|_| foreign())?;
-    if name.len() > MAX_PATH_BYTES || !name.starts_with(spec.prefix.as_bytes()) {
-        return Err(foreign());
+fn resume(volume: &OpenVolume, base: &[u8], spec: &ListSpec) -> Result<Bytes, FileError> {
+    let name = page::name(&pages_of(volume, spec), &spec.token)?;
+    if name.len() > MAX_PATH_BYTES || !name.starts_with(&spec.prefix) {
+        return Err(page::foreign());
     }
-    let key = [base, &name].concat();
+    let key = [base, name.as_bytes()].concat();
     // A rolled-up prefix ends with the delimiter, a file's name never does.
-    Ok(if spec.delimited && name.ends_with(b"/") { prefix_end(&key) } else { after(&key) })
+    Ok(if spec.delimited && name.ends_with('/') { prefix_end(&key) } else { after(&key) })
 }

@@ -8,6 +8,7 @@ use super::{
     FileError, VolumeCount, VolumeInfo, VolumeName,
     commit::{Outcome, Proposal},
     gateway::{Gateway, volume_info},
+    page,
 };
 use crate::{
     chunks::{FRAME_BYTES, VolumeKey},
@@ -22,6 +23,8 @@ use crate::{
     },
 };
 
+/// Which listing a page token is of: there is one of volumes.
+const PAGES: &[u8] = b"volumes";
 /// Copies of a volume that asks for none in particular.
 const DEFAULT_COPIES: usize = 3;
 const DEFAULT_CHUNK_BYTES: u32 = 4 << 20;
@@ -146,7 +149,7 @@ impl Gateway {
     ) -> Result<(Vec<VolumeInfo>, String), FileError> {
         let start = match token {
             "" => keys::volume::PREFIX.to_vec(),
-            after => [keys::volume::PREFIX, VolumeName::parse(after)?.as_str().as_bytes(), &[0]].concat(),
+            token => [keys::volume::PREFIX, page::name(PAGES, token)?.as_bytes(), &[0]].concat(),
         };
         let read = RangeRead {
             start: start.into(),
@@ -161,8 +164,8 @@ impl Gateway {
             volumes.push(volume_info(&VolumeName::parse(&name)?, &keys::from_json(entry)?));
         }
         self.add_counts(&mut volumes).await?;
-        let next =
-            volumes.last().filter(|_| page.more).map_or_else(String::new, |volume| volume.name.to_string());
+        let last = volumes.last().filter(|_| page.more);
+        let next = last.map_or_else(String::new, |volume| page::token(PAGES, volume.name.as_str()));
         Ok((volumes, next))
     }
 

@@ -13,7 +13,12 @@
 //! | [`apply`] | what a transaction does to them |
 //! | [`writer`] | group commit, leases, failures |
 
-use std::{ops::Range, path::Path, sync::Arc, time::Duration};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -38,6 +43,11 @@ use events::{EmbeddedWatch, Ring};
 pub use file::OpenError;
 use file::{DatabaseFile, Fault};
 use writer::{Job, Writer};
+
+/// The file that everything in the store is in. Opening the store makes it where it is missing.
+pub fn file_in(folder: &Path) -> PathBuf {
+    folder.join(file::FILE_NAME)
+}
 
 /// How long a call waits for the disk. Far beyond any healthy one: requests end by their own deadlines before.
 const CALL_LIMIT: Duration = Duration::from_secs(30);

@@ -12,6 +12,7 @@
 //! | `c/map/page/<number>` | a page of the map | the coordinator |
 //! | `c/epoch` | the sweep epoch | the coordinator |
 //! | `c/restored/<node>` | [`restored::RestoredRecord`]: the store is behind what that node had seen | that node |
+//! | `c/refused/<node>` | [`refused::RefusedRecord`]: why it did not start | that node |
 //! | `c/accepted` | tick at which a restored store was accepted | `cairn-node recover` |
 //! | `c/truth` | [`truth::TruthRecord`], what comparing metadata and disks found | the coordinator |
 //! | `c/sweep` | [`sweep::SweepRecord`], the latest sweep | the coordinator |
@@ -43,6 +44,7 @@ pub mod intent;
 pub mod map;
 pub mod node;
 pub mod quarantine;
+pub mod refused;
 pub mod restored;
 pub mod slot;
 pub mod sweep;

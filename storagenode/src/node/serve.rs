@@ -6,7 +6,7 @@ use cairn_proto::v1::peer_server::PeerServer;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use super::{Node, NodeOptions, StartError};
+use super::{Ended, Node, NodeOptions, StartError};
 use crate::{
     api::{
         self, Limits, Shell,
@@ -85,9 +85,14 @@ impl RunningNode {
         &self.node
     }
 
-    /// Cancelled when the node has to stop by itself: another one has its name.
+    /// Cancelled when the node has to stop by itself; [`Self::ended`] says why.
     pub fn stopping(&self) -> CancellationToken {
         self.node.stopping()
+    }
+
+    /// Why the node stopped by itself, if it did.
+    pub fn ended(&self) -> Option<Ended> {
+        self.node.ended()
     }
 
     /// Stops taking requests, gives those that go on `drain` to end, gives the lease back, and closes the disk.

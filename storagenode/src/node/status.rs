@@ -20,6 +20,7 @@ use crate::{
         keys::{
             self,
             intent::{IntendedNode, IntentRecord},
+            refused::RefusedRecord,
         },
     },
     replication::write::Writer,
@@ -71,6 +72,23 @@ impl ClusterStatus {
             .filter_map(std::future::ready)
             .collect()
             .await
+    }
+
+    /// Why nodes that are not live did not start when they last tried.
+    async fn add_refusals(&self, nodes: &mut [proto::NodeStatus]) {
+        let is_live = |node: &proto::NodeStatus| node.state() == proto::NodeState::NodeLive;
+        if nodes.iter().all(is_live) {
+            return;
+        }
+        let read = RangeRead { limit: MAX_INTENDED, ..RangeRead::prefix(keys::refused::PREFIX) };
+        let page = self.env.timeout(ASK_LIMIT, self.meta.range(read)).await;
+        let entries = page.and_then(Result::ok).map_or_else(Vec::new, |page| page.entries);
+        for node in nodes.iter_mut().filter(|node| !is_live(node)) {
+            let key = keys::refused::key(&node.name);
+            let entry = entries.iter().find(|entry| entry.key == key);
+            let record = entry.and_then(|entry| keys::from_json::<RefusedRecord>(entry).ok());
+            node.refusal = record.map_or_else(String::new, |record| record.why);
+        }
     }
 
     async fn collecting(&self) -> u64 {
@@ -140,6 +158,7 @@ fn node_status(
             .filter(settled)
             .map_or(0, |answer| answer.placement_groups.len() as u32),
         version: node.version.clone(),
+        ..proto::NodeStatus::default()
     }
 }
 
@@ -166,6 +185,7 @@ impl Cluster for ClusterStatus {
         let intended = state.intent.iter().flat_map(|intent| &intent.nodes);
         nodes.extend(intended.filter(|node| state.node_by_name(&node.name).is_none()).map(expected_node));
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        self.add_refusals(&mut nodes).await;
         let (readable, missing) = match state.readable() {
             Readable::BeingChecked => (proto::Readable::BeingChecked, 0),
             Readable::Everything => (proto::Readable::All, 0),

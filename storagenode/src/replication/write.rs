@@ -16,7 +16,7 @@ use super::{
     plan::{Quorum, Verdict},
 };
 use crate::{
-    chunks::{ChunkStore, Purpose, PutError, SealedChunk},
+    chunks::{ChunkStore, Purpose, PutError, SealedChunk, Usage},
     cluster::{ClusterState, View},
     env::Env,
 };
@@ -27,6 +27,8 @@ const MEMBER_LIMIT: Duration = Duration::from_secs(15);
 const STRAGGLER_LIMIT: Duration = Duration::from_secs(5);
 /// When too few are left for a majority, the others get so long to be counted.
 const COUNT_LIMIT: Duration = Duration::from_secs(1);
+/// When room that others have made on a disk begins to count.
+const LOOKED_AT_AGAIN: &str = "a node looks at its free space again every few seconds";
 
 /// Why a chunk was not written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -96,7 +98,7 @@ impl Writer {
         let _ = self.env.timeout(COUNT_LIMIT, rest).await;
         let cause = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
         if errors.iter().any(|error| error.code == ErrorCode::OutOfSpace) {
-            return Err(WriteError::OutOfSpace(cause));
+            return Err(WriteError::OutOfSpace(format!("{cause}; {LOOKED_AT_AGAIN}")));
         }
         Err(WriteError::NotEnoughNodes { reached: quorum.durable(), needed: quorum.needed(), cause })
     }
@@ -118,7 +120,8 @@ impl Writer {
         if holder == self.me {
             let stored = self.env.timeout(MEMBER_LIMIT, self.store.put(chunk.clone(), Purpose::Write)).await;
             let late = || PeerError::new(ErrorCode::DeadlineExceeded, "this node's disk gave no answer");
-            return stored.ok_or_else(late)?.map(|_| ()).map_err(own_error);
+            let stored = stored.ok_or_else(late)?;
+            return stored.map(|_| ()).map_err(|error| own_error(&self.store, error));
         }
         let unknown = || PeerError::new(ErrorCode::Unavailable, format!("node {holder} is not registered"));
         let node = state.nodes.get(&holder).ok_or_else(unknown)?;
@@ -128,12 +131,21 @@ impl Writer {
 }
 
 /// This node's own refusal, in the form that another node's has.
-pub fn own_error(error: PutError) -> PeerError {
+pub fn own_error(store: &ChunkStore, error: PutError) -> PeerError {
     let code = match &error {
         PutError::Full => ErrorCode::OutOfSpace,
         PutError::Conflict | PutError::Buried => ErrorCode::ChunkRefused,
         PutError::BadChunk(_) => ErrorCode::InvalidArgument,
         PutError::Failed(_) | PutError::Closed => ErrorCode::Unavailable,
     };
-    PeerError::new(code, format!("this node: {error}"))
+    let found = if error == PutError::Full { room(&store.usage()) } else { String::new() };
+    PeerError::new(code, format!("this node: {error}{found}"))
+}
+
+/// What was found when the disk was last looked at.
+fn room(usage: &Usage) -> String {
+    let Usage { capacity_bytes, used_bytes, writable_bytes, .. } = usage;
+    format!(
+        " (of {capacity_bytes} bytes it stores {used_bytes}, and clients may write {writable_bytes} more)"
+    )
 }

@@ -28,6 +28,7 @@ fn alone() -> Alone {
         node_name: "n1".into(),
         zone: "z1".into(),
         data_dir: folder.path().join("data"),
+        new_disk: false,
         database_url: DatabaseUrl::Embedded { folder: folder.path().join("meta") },
         grpc_port: 0,
         http_port: 0,
@@ -162,6 +163,104 @@ async fn a_node_alone_serves_files_over_tls_and_keeps_them() {
     );
     assert_eq!(alone.https(&node, "GET", file, "").await.1, content);
     node.stop(Duration::from_secs(5)).await;
+}
+
+impl Alone {
+    /// Why it does not start.
+    async fn refused(&self) -> String {
+        for _ in 0..100 {
+            match start(real_env(&self.config).unwrap(), &self.config).await {
+                Ok(_) => panic!("it starts"),
+                // As in `started`.
+                Err(RunError::Meta(_)) => tokio::time::sleep(Duration::from_millis(100)).await,
+                Err(error) => return error.to_string(),
+            }
+        }
+        panic!("the metadata store stays in use")
+    }
+
+    async fn starts_and_stops(&self) {
+        self.start().await.stop(Duration::from_secs(5)).await;
+    }
+}
+
+fn names_in(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// What stays of a disk that is not mounted is the folder. Taken for a new disk, it would keep the real one out for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_folder_is_no_new_disk_unless_it_is_said() {
+    let mut alone = alone();
+    alone.starts_and_stops().await;
+    let data = alone.config.data_dir.clone();
+    let away = data.with_file_name("away");
+    std::fs::rename(&data, &away).unwrap();
+    for _ in 0..2 {
+        let said = alone.refused().await;
+        assert!(said.contains("holds no disk") && said.contains("mount it"), "{said}");
+        assert!(said.contains("--new-disk n1") && said.contains("NEW_DISK=n1"), "{said}");
+        assert!(!data.exists(), "it was made");
+    }
+    std::fs::create_dir_all(data.join("lost+found")).unwrap();
+    assert!(alone.refused().await.contains("mount it"));
+    assert_eq!(names_in(&data), ["lost+found"], "nothing is left in it");
+    // Mounted again, it is the same disk.
+    std::fs::remove_dir_all(&data).unwrap();
+    std::fs::rename(&away, &data).unwrap();
+    alone.starts_and_stops().await;
+    // Lost, and said to be; after that it needs not to be said.
+    std::fs::rename(&data, &away).unwrap();
+    alone.config.new_disk = true;
+    alone.starts_and_stops().await;
+    alone.config.new_disk = false;
+    alone.starts_and_stops().await;
+    std::fs::remove_dir_all(&data).unwrap();
+    std::fs::rename(&away, &data).unwrap();
+    assert!(alone.refused().await.contains("may not come back"));
+}
+
+/// A new store would have another cluster's id, and the disk would be called another cluster's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_whose_metadata_is_gone_gets_no_new_store() {
+    let alone = alone();
+    alone.starts_and_stops().await;
+    let DatabaseUrl::Embedded { folder } = &alone.config.database_url else { panic!() };
+    let away = folder.with_file_name("away");
+    std::fs::rename(folder, &away).unwrap();
+    let url = alone.config.database_url.clone();
+    for made in [false, true] {
+        let said = alone.refused().await;
+        assert!(said.contains("meta.redb is gone") && said.contains("docs/restore.md"), "{said}");
+        let wanted = Recover { database_url: url.clone(), without: vec![] };
+        let said = recover(&wanted).await.unwrap_err().to_string();
+        assert!(said.contains("meta.redb does not exist"), "{said}");
+        assert_eq!(folder.exists(), made, "nothing is made");
+        assert!(!made || names_in(folder).is_empty(), "nothing is made");
+        std::fs::create_dir_all(folder).unwrap();
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+    std::fs::rename(&away, folder).unwrap();
+    alone.starts_and_stops().await;
+}
+
+/// Each start raises the disk's boot counter; a refused one must not, or a few of them would catch up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_was_rolled_back_is_refused_however_often_it_is_tried() {
+    let alone = alone();
+    alone.starts_and_stops().await;
+    let data = alone.config.data_dir.clone();
+    let identity = ["identity", "identity.copy"].map(|name| data.join(name));
+    let before = identity.clone().map(|path| std::fs::read(path).unwrap());
+    alone.starts_and_stops().await;
+    alone.starts_and_stops().await;
+    identity.iter().zip(&before).for_each(|(path, bytes)| std::fs::write(path, bytes).unwrap());
+    std::fs::remove_dir_all(data.join("segments")).unwrap();
+    for _ in 0..5 {
+        let said = alone.refused().await;
+        assert!(said.contains("boot counter is 1, the cluster has seen 3"), "{said}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -65,6 +65,8 @@ struct SimNode {
     name: String,
     zone: String,
     disk: SimDisk,
+    /// Its disk was taken from it, and it is told so.
+    new_disk: bool,
     boots: u64,
     running: Option<(Life, RunningNode)>,
 }
@@ -103,6 +105,7 @@ impl SimCluster {
             name: format!("n{}", index + 1),
             zone: (*zone).to_owned(),
             disk: SimDisk::new(512 << 20),
+            new_disk: false,
             boots: 0,
             running: None,
         };
@@ -186,6 +189,7 @@ impl SimCluster {
             name: node.name.clone(),
             zone: node.zone.clone(),
             folder: "/data".into(),
+            new_disk: node.new_disk,
             advertise: grpc.address(),
             capacity_bytes: None,
             kek: self.kek.clone(),
@@ -218,6 +222,7 @@ impl SimCluster {
     pub fn lose_disk(&mut self, index: usize) {
         assert!(!self.is_running(index));
         self.nodes[index].disk = SimDisk::new(512 << 20);
+        self.nodes[index].new_disk = true;
     }
 
     fn end(&mut self, index: usize) -> bool {

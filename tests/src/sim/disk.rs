@@ -191,9 +191,15 @@ impl State {
         self.changes_until_power_cut = None;
         self.power_is_off = false;
         self.faults.clear();
+        // What was removed, and is durable under its name until the folder is synced, may come back with a crash.
         let files: BTreeSet<u64> = self
             .names
             .values()
+            .chain(self.durable_names.values())
+            .chain(self.name_changes.iter().filter_map(|change| match change {
+                NameChange::Set(_, node) | NameChange::Rename { node, .. } => Some(node),
+                NameChange::Remove(_) => None,
+            }))
             .filter_map(|node| match node {
                 Node::File(inode) => Some(*inode),
                 Node::Folder => None,

@@ -160,6 +160,7 @@ fn a_cluster_keeps_the_renderer_it_was_installed_with() {
         observed.stateful_sets = sets.collect();
         let text = serde_json::to_string(&observed.stateful_sets).expect("plain data");
         assert_eq!(text.contains("CAPACITY"), renderer >= 2, "renderer {renderer}");
+        assert_eq!(text.contains("NEW_DISK"), renderer >= 3, "renderer {renderer}");
         let recovered = record::recovered(&observed, &wanted).expect("it is installed");
         assert_eq!(recovered, installed, "renderer {renderer}");
     }

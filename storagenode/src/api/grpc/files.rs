@@ -115,7 +115,8 @@ impl Files for Service {
         self.answer(&metadata, Some(self.0.limits.unary), async {
             let volume = decode::volume_name(&request.volume)?;
             let page = request.page.unwrap_or_default();
-            let spec = decode::listing(&request.prefix, &request.delimiter, page.size.into(), &page.token)?;
+            let limit = decode::page_size(page.size)?;
+            let spec = decode::listing(&request.prefix, &request.delimiter, limit, &page.token)?;
             Ok(encode::listing(self.0.files.list(&volume, spec).await?))
         })
         .await

@@ -218,6 +218,24 @@ async fn hostile_requests_are_refused() {
 }
 
 #[tokio::test]
+async fn page_sizes_are_taken_as_they_are_or_refused() {
+    let (_rig, mut clients) = rig_with_volume().await;
+    for (size, good) in [(0, true), (1, true), (10_000, true), (10_001, false), (u32::MAX, false)] {
+        let page = Some(v1::PageRequest { size, token: String::new() });
+        let files = v1::ListRequest { volume: "v".into(), page: page.clone(), ..Default::default() };
+        let files = clients.files.list(files).await.map(|_| ());
+        let volumes = clients.volumes.list_volumes(v1::ListVolumesRequest { page }).await.map(|_| ());
+        for answer in [files, volumes] {
+            assert_eq!(answer.is_ok(), good, "{size}: {answer:?}");
+            if let Err(status) = answer {
+                assert_eq!(code_of(&status), Some(ErrorCode::InvalidArgument), "{size}: {status:?}");
+                assert!(status.message().contains("from 1 to 10000"), "{status:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn rights_are_checked_before_anything_else() {
     let rig = Rig::start(Routes::default()).await;
     let mut anonymous = clients(&rig, PeerIdentity::Anonymous).await;

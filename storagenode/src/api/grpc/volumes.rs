@@ -18,8 +18,8 @@ impl Volumes for Service {
         let (metadata, _, request) = request.into_parts();
         self.answer(&metadata, Some(self.0.limits.unary), async {
             let name = decode::volume_name(&request.name)?;
-            let (copies, chunk_size_bytes) =
-                decode::volume_settings(request.copies, request.chunk_size_bytes)?;
+            let (copies, chunk) = (decode::given(request.copies), decode::given(request.chunk_size_bytes));
+            let (copies, chunk_size_bytes) = decode::volume_settings(copies, chunk)?;
             let (volume, created) = self.0.files.create_volume(&name, copies, chunk_size_bytes).await?;
             Ok(CreateVolumeResponse { volume: Some(encode::volume(volume)), created })
         })
@@ -45,7 +45,7 @@ impl Volumes for Service {
         let (metadata, _, request) = request.into_parts();
         self.answer(&metadata, Some(self.0.limits.unary), async {
             let page = request.page.unwrap_or_default();
-            let limit = decode::page_limit(page.size.into());
+            let limit = decode::page_size(page.size)?;
             let (volumes, next_page_token) =
                 self.0.files.volumes(limit, &decode::page_token(&page.token)?).await?;
             Ok(ListVolumesResponse {

@@ -20,7 +20,7 @@ use super::{
     Answer,
     conditions::{self, ReadConditions, Verdict},
     json, json_response, range,
-    request::{file_of, number, query, volume_of},
+    request::{file_of, page_limit, query, volume_of},
     single,
 };
 use crate::files::{Condition, Download, FileError, FileInfo, FilePath, RangeSpec, UploadSpec, VolumeName};
@@ -204,7 +204,7 @@ pub(super) async fn list(State(shell): State<SharedShell>, uri: Uri) -> Answer {
     let volume = volume_of(&uri)?;
     let [prefix, delimiter, limit, token] = query(&uri, ["prefix", "delimiter", "limit", "page_token"])?;
     let text = |value: Option<String>| value.unwrap_or_default();
-    let spec = decode::listing(&text(prefix), &text(delimiter), number("limit", limit)?, &text(token))?;
+    let spec = decode::listing(&text(prefix), &text(delimiter), page_limit(limit)?, &text(token))?;
     let listing = shell.within(shell.limits.unary, shell.files.list(&volume, spec)).await?;
     Ok(json_response(StatusCode::OK, &json::listing(&listing)))
 }

@@ -72,6 +72,7 @@ pub(super) fn status(status: &StatusResponse) -> Value {
                 "placement_groups": node.placement_groups,
                 "settled_placement_groups": node.settled_placement_groups,
                 "version": node.version,
+                "refusal": node.refusal,
             })
         })
         .collect();

@@ -5,7 +5,7 @@ use ::http::Uri;
 use cairn_proto::v1::ErrorCode;
 
 use super::super::{decode, status::Refusal};
-use crate::files::{FileError, FilePath, VolumeName};
+use crate::files::{DEFAULT_PAGE, FileError, FilePath, VolumeName};
 
 /// The volume in `/v1/volumes/{volume}` and below.
 pub(super) fn volume_of(uri: &Uri) -> Result<VolumeName, Refusal> {
@@ -52,13 +52,9 @@ pub(super) fn query<const N: usize>(uri: &Uri, names: [&str; N]) -> Result<[Opti
     Ok(values)
 }
 
-pub(super) fn number(name: &str, text: Option<String>) -> Result<u64, Refusal> {
-    match text {
-        None => Ok(0),
-        Some(text) => {
-            text.parse().map_err(|_| Refusal::invalid(format!("{name}={text:?} is not a whole number")))
-        }
-    }
+/// The parameter `limit` of a listing.
+pub(super) fn page_limit(text: Option<String>) -> Result<usize, Refusal> {
+    text.map_or(Ok(DEFAULT_PAGE), |text| decode::page_limit(text.parse().ok(), &format!("limit={text:?}")))
 }
 
 pub(super) fn flag(name: &str, text: Option<String>) -> Result<bool, Refusal> {
@@ -133,11 +129,11 @@ mod tests {
         let uri: Uri = "/x?prefix=a%2Fb+c&limit=7".parse().unwrap();
         let [prefix, limit, token] = query(&uri, ["prefix", "limit", "page_token"]).unwrap();
         assert_eq!((prefix.as_deref(), token), (Some("a/b c"), None));
-        assert_eq!(number("limit", limit).unwrap(), 7);
+        assert_eq!((page_limit(limit).unwrap(), page_limit(None).unwrap()), (7, DEFAULT_PAGE));
         for bad in ["/x?prefx=a", "/x?limit=1&limit=2", "/x?prefix=%ff", "/x?prefix=%"] {
             assert!(query(&bad.parse().unwrap(), ["prefix", "limit"]).is_err(), "{bad}");
         }
-        assert!(number("limit", Some("-1".into())).is_err());
+        assert!(page_limit(Some("-1".into())).is_err());
         assert!(flag("with_files", Some("yes".into())).is_err());
     }
 

@@ -10,7 +10,13 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
 
 use super::*;
-use crate::api::fake::{Rig, TOKEN, every_error, quick_env};
+use crate::{
+    api::{
+        decode,
+        fake::{Rig, TOKEN, every_error, quick_env},
+    },
+    files::{DEFAULT_PAGE, MAX_PAGE},
+};
 
 type Whole = ::http::Response<Bytes>;
 
@@ -183,11 +189,12 @@ async fn conditions_and_digests_of_uploads() {
     assert_eq!(put(&[(digest.clone(), &base64)]).await.status(), StatusCode::OK);
     assert_eq!(code_of(&put(&[(digest, "blake3=AAAA")]).await), "INVALID_ARGUMENT");
 
-    let encoded = put(&[(header::CONTENT_ENCODING, "gzip")]).await;
-    assert_eq!(
-        (encoded.status(), code_of(&encoded)),
-        (StatusCode::UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED".into())
-    );
+    for encoding in ["gzip", "identity, br", ""] {
+        let encoded = put(&[(header::CONTENT_ENCODING, encoding)]).await;
+        let refused = (encoded.status(), code_of(&encoded));
+        assert_eq!(refused, (StatusCode::UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED".into()), "{encoding:?}");
+    }
+    assert_eq!(put(&[(header::CONTENT_ENCODING, "Identity")]).await.status(), StatusCode::OK);
     assert_eq!(code_of(&put(&[(header::CONTENT_RANGE, "bytes 0-2/9")]).await), "INVALID_ARGUMENT");
     assert_eq!(code_of(&put(&[(header::CONTENT_TYPE, &"x".repeat(128))]).await), "INVALID_ARGUMENT");
 }
@@ -265,6 +272,79 @@ async fn listings_have_pages() {
     ] {
         assert_eq!(call(&rig, Method::POST, VOLUMES, &[], body.to_owned()).await.status(), status);
     }
+}
+
+/// Page sizes, and settings of volumes: what is given is taken as it is, or refused with what could be given.
+#[tokio::test]
+async fn sizes_out_of_bounds_are_refused() {
+    let rig = rig_with_volume().await;
+    for path in ["/v1/volumes/v/files", VOLUMES] {
+        for bad in ["0", "10001", "-1", "abc", "", "1.5", "18446744073709551617"] {
+            let answer = get_(&rig, &format!("{path}?limit={bad}"), &[]).await;
+            let refused = (answer.status(), code_of(&answer));
+            assert_eq!(refused, (StatusCode::BAD_REQUEST, "INVALID_ARGUMENT".into()), "{path} {bad:?}");
+            let detail = json_of(&answer)["detail"].to_string();
+            assert!(detail.contains("from 1 to 10000"), "{path} {bad:?}: {detail}");
+        }
+        for good in ["1", "10000"] {
+            assert_eq!(get_(&rig, &format!("{path}?limit={good}"), &[]).await.status(), StatusCode::OK);
+        }
+    }
+    for (settings, said) in [
+        (r#""copies": 0"#, "1 to 7 copies"),
+        (r#""copies": 8"#, "1 to 7 copies"),
+        (r#""copies": null"#, "null"),
+        (r#""chunk_size_bytes": 0"#, "a multiple of 65536"),
+        (r#""copies": 2, "chunk_size_bytes": 65537"#, "a multiple of 65536"),
+    ] {
+        let body = format!(r#"{{"name": "w", {settings}}}"#);
+        let answer = call(&rig, Method::POST, VOLUMES, &[], body).await;
+        assert_eq!(code_of(&answer), "INVALID_ARGUMENT", "{settings}");
+        assert!(json_of(&answer)["detail"].to_string().contains(said), "{settings}: {answer:?}");
+    }
+    assert_eq!(code_of(&get_(&rig, "/v1/volumes/w", &[]).await), "VOLUME_NOT_FOUND");
+}
+
+/// A transfer coding that was left on would be stored as if it were content.
+#[tokio::test]
+async fn transfer_codings_are_undone_or_refused() {
+    let rig = rig_with_volume().await;
+    for coding in [
+        "gzip, chunked",
+        "gzip,Chunked",
+        "identity, chunked",
+        "chunked, chunked",
+        "gzip\r\ntransfer-encoding: chunked",
+    ] {
+        for (method, path) in [("PUT", PATH), ("POST", VOLUMES), ("PUT", "/v1/nothing")] {
+            let answer = on_the_wire(&rig, method, path, coding).await;
+            assert!(answer.starts_with("HTTP/1.1 501 "), "{coding:?} {path}: {answer}");
+            for part in ["application/problem+json", "UNSUPPORTED", "connection: close", "nothing was done"] {
+                assert!(answer.contains(part), "{coding:?} {path}: {part}: {answer}");
+            }
+        }
+    }
+    assert_eq!(code_of(&get_(&rig, PATH, &[]).await), "FILE_NOT_FOUND");
+    for coding in ["Chunked", ", chunked", "chunked\r\nconnection: close"] {
+        let answer = on_the_wire(&rig, "PUT", PATH, &format!("{coding}\r\nconnection: close")).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{coding:?}: {answer}");
+        assert_eq!(get_(&rig, PATH, &[]).await.body(), "abc");
+    }
+}
+
+/// A request with three bytes of content, byte for byte, and the whole answer, with which the connection must end.
+async fn on_the_wire(rig: &Rig, method: &str, path: &str, coding: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = rig.http.dial(PeerIdentity::Client { name: "c".into() }).await.unwrap();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: {coding}\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let ended = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await;
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    assert!(ended.is_ok(), "{coding:?} {path}: the connection stays open: {answer}");
+    answer
 }
 
 #[tokio::test]
@@ -434,6 +514,22 @@ async fn every_documented_operation_answers() {
 
 fn documented_path(id: &str) -> String {
     documented().into_iter().find(|operation| operation.2 == id).unwrap().1
+}
+
+#[test]
+fn the_document_tells_the_bounds_that_hold() {
+    let components = document()["components"].clone();
+    let bounds = |pointer: &str| {
+        let schema = components.pointer(pointer).unwrap();
+        (schema["minimum"].as_u64(), schema["maximum"].as_u64())
+    };
+    assert_eq!(bounds("/parameters/limit/schema"), (Some(1), Some(MAX_PAGE as u64)));
+    let copies = bounds("/schemas/NewVolume/properties/copies");
+    assert_eq!(copies, (Some(1), Some(decode::MAX_COPIES.into())));
+    let chunk = bounds("/schemas/NewVolume/properties/chunk_size_bytes");
+    assert_eq!(chunk, (Some(decode::MIN_CHUNK_BYTES.into()), Some(decode::MAX_CHUNK_BYTES.into())));
+    let default = components.pointer("/parameters/limit/schema/default").unwrap();
+    assert_eq!(default.as_u64(), Some(DEFAULT_PAGE as u64));
 }
 
 #[test]

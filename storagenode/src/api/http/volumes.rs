@@ -6,12 +6,12 @@ use axum::{
     extract::{Request, State},
 };
 use http_body_util::{BodyExt, Limited};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::{
     super::{SharedShell, decode, status::Refusal},
     Answer, json, json_response,
-    request::{flag, number, query, volume_of},
+    request::{flag, page_limit, query, volume_of},
 };
 
 /// A description of a volume is a few lines.
@@ -21,10 +21,15 @@ const MAX_BODY_BYTES: usize = 64 * 1024;
 #[serde(deny_unknown_fields)]
 struct NewVolume {
     name: String,
-    #[serde(default)]
-    copies: u32,
-    #[serde(default)]
-    chunk_size_bytes: u32,
+    #[serde(default, deserialize_with = "given")]
+    copies: Option<u32>,
+    #[serde(default, deserialize_with = "given")]
+    chunk_size_bytes: Option<u32>,
+}
+
+/// What may be left out, and is no `null` if it is there.
+fn given<'de, D: Deserializer<'de>>(value: D) -> Result<Option<u32>, D::Error> {
+    u32::deserialize(value).map(Some)
 }
 
 pub(super) async fn create(State(shell): State<SharedShell>, request: Request) -> Answer {
@@ -68,7 +73,7 @@ pub(super) async fn get(State(shell): State<SharedShell>, uri: Uri) -> Answer {
 
 pub(super) async fn list(State(shell): State<SharedShell>, uri: Uri) -> Answer {
     let [limit, token] = query(&uri, ["limit", "page_token"])?;
-    let limit = decode::page_limit(number("limit", limit)?);
+    let limit = page_limit(limit)?;
     let token = decode::page_token(&token.unwrap_or_default())?;
     let (volumes, next) = shell.within(shell.limits.unary, shell.files.volumes(limit, &token)).await?;
     Ok(json_response(StatusCode::OK, &json::volumes(&volumes, &next)))

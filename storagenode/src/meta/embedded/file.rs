@@ -34,7 +34,7 @@ use crate::{
 };
 
 const LOCK_NAME: &str = "meta.lock";
-const FILE_NAME: &str = "meta.redb";
+pub(super) const FILE_NAME: &str = "meta.redb";
 const NEW_NAME: &str = "meta.redb.new";
 /// redb's cache; its own default is 1 GiB.
 const CACHE_BYTES: usize = 64 << 20;

@@ -290,6 +290,10 @@ impl DiskFile for FaultyFile {
         self.check(Fails::SyncsAfterwards)
     }
 
+    fn has_name(&self) -> io::Result<bool> {
+        self.file.has_name()
+    }
+
     fn forget_cached(&self, offset: u64, length: u64) -> io::Result<()> {
         self.file.forget_cached(offset, length)
     }

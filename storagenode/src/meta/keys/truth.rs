@@ -39,7 +39,7 @@ impl TruthRecord {
         self.down.binary_search(&node).is_ok()
     }
 
-    /// Whether the comparison began after a node registered, which it does at each start.
+    /// Whether the comparison began after a node registered, which it does at each start and when it finds damage.
     pub fn is_after(&self, registered: u64) -> bool {
         self.revision == 0 || registered <= self.revision
     }

@@ -18,7 +18,7 @@ use super::{
     plan::{self, Held, Step},
 };
 use crate::{
-    chunks::{InventoryEntry, Purpose, Scope, SealedChunk, Tombstone},
+    chunks::{DamagedChunk, Purpose, Scope, SealedChunk, Tombstone},
     cluster::{ClusterState, NodeInfo},
     replication::{peers::PeerError, read::Reader, write::Writer},
 };
@@ -68,10 +68,10 @@ impl Repair {
     pub fn settled(&self) -> Settled {
         let mut settled = self.board.lock().clone();
         if let Some(map) = &self.writer.view.current().map {
-            for line in self.writer.store.damaged(None, usize::MAX) {
-                if let Some(held) = self.to_mend(map, line) {
-                    settled.groups.remove(&map.pg_of(&held.id));
-                }
+            // What was torn by a crash was perhaps never acknowledged; the comparison with the metadata knows whether it is missed.
+            let damaged = self.writer.store.damaged(None, usize::MAX).into_iter().filter(|chunk| !chunk.torn);
+            for held in damaged.filter_map(|chunk| self.to_mend(map, chunk)) {
+                settled.groups.remove(&map.pg_of(&held.id));
             }
         }
         settled
@@ -83,6 +83,7 @@ impl Repair {
         let task = async {
             // What could not be mended is not tried with every pass: it may never go, and costs reading all that is left of it.
             let (mut mend_at, mut patience) = (clock.monotonic(), self.options.interval);
+            let mut damage = 0;
             loop {
                 let state = self.writer.view.current();
                 let busy = match &state.map {
@@ -101,7 +102,7 @@ impl Repair {
                 tokio::select! {
                     biased;
                     () = clock.sleep(pause) => continue,
-                    () = self.writer.store.damage_found() => {}
+                    found = self.writer.store.damage_beyond(damage) => damage = found,
                     // A node that comes or goes is looked at now, not at the end of the pause.
                     _ = self.writer.view.wait_for(|state| (liveness(state) != nodes).then_some(())) => {}
                 }
@@ -116,10 +117,10 @@ impl Repair {
     async fn mend(&self, map: &ClusterMap) {
         let mut after = None;
         loop {
-            let lines = self.writer.store.damaged(after, MENDED_AT_ONCE);
-            let Some(last) = lines.last() else { return };
+            let damaged = self.writer.store.damaged(after, MENDED_AT_ONCE);
+            let Some(last) = damaged.last() else { return };
             after = Some(last.id);
-            let mended = stream::iter(lines.into_iter().filter_map(|line| self.to_mend(map, line)))
+            let mended = stream::iter(damaged.into_iter().filter_map(|chunk| self.to_mend(map, chunk)))
                 .map(|held| self.gather(map, held))
                 .buffer_unordered(FETCHES_AT_ONCE)
                 .filter(|mended| std::future::ready(*mended))
@@ -133,8 +134,8 @@ impl Repair {
     }
 
     /// A damaged chunk, if this node should have it.
-    fn to_mend(&self, map: &ClusterMap, line: InventoryEntry) -> Option<Held> {
-        let InventoryEntry { id, volume, copies, .. } = line;
+    fn to_mend(&self, map: &ClusterMap, chunk: DamagedChunk) -> Option<Held> {
+        let DamagedChunk { id, volume, copies, .. } = chunk;
         let holds = map.holders(map.pg_of(&id), copies).contains(&self.writer.me);
         holds.then_some(Held { id, volume, copies, tombstone: false })
     }

@@ -8,7 +8,7 @@ use std::{
 use cairn_node::env::DiskFile;
 use parking_lot::MutexGuard;
 
-use super::{Operation, SimDisk, State, cache::PAGE_BYTES, os_error};
+use super::{Node, Operation, SimDisk, State, cache::PAGE_BYTES, os_error};
 
 /// One opening of a file.
 pub struct SimFile {
@@ -116,6 +116,14 @@ impl DiskFile for SimFile {
 
     fn sync_all(&self) -> io::Result<()> {
         self.sync(true)
+    }
+
+    fn has_name(&self) -> io::Result<bool> {
+        let state = self.disk.state.lock();
+        if state.life != self.life {
+            return Err(os_error(libc::EBADF));
+        }
+        Ok(state.names.values().any(|node| *node == Node::File(self.inode)))
     }
 
     fn forget_cached(&self, offset: u64, length: u64) -> io::Result<()> {

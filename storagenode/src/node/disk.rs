@@ -1,0 +1,78 @@
+//! What a node does about its disk while it runs: it looks whether the disk is still there, and tells the cluster of damage.
+
+use std::{sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+use super::Node;
+use crate::{chunks::FolderGone, cluster::register};
+
+/// Between two looks at the disk. Others use it too, and a folder may be deleted.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// The cluster is told of damage at once, then no more often than this.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+/// After the metadata store did not take it.
+const TELL_RETRY: Duration = Duration::from_millis(500);
+
+/// Why a node stopped by itself.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Ended {
+    #[error("another node has taken this node's name: {0}; give every node a NODE_NAME of its own")]
+    NameTaken(String),
+    #[error(transparent)]
+    FolderGone(#[from] FolderGone),
+}
+
+/// Ends a node by itself, once.
+#[derive(Clone)]
+pub(super) struct SelfEnd {
+    pub stop: CancellationToken,
+    pub cause: Arc<Mutex<Option<Ended>>>,
+}
+
+impl SelfEnd {
+    pub fn end(&self, node: &str, cause: Ended) {
+        error!(node, %cause, "this node stops serving");
+        self.cause.lock().get_or_insert(cause);
+        self.stop.cancel();
+    }
+}
+
+impl Node {
+    /// Looks at the disk every now and then, until the node stops.
+    pub(super) fn start_looking(&self, end: SelfEnd) {
+        let (env, store, name) = (self.env.clone(), self.store.clone(), self.options.name.clone());
+        let looking = async move {
+            loop {
+                env.clock.sleep(LOOK_EVERY).await;
+                if let Err(gone) = store.look().await {
+                    return end.end(&name, gone.into());
+                }
+            }
+        };
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move { stop.run_until_cancelled(looking).await });
+    }
+
+    /// Tells the cluster when damage is found. What was compared before no longer says what can be read: the comparison is
+    /// made anew, and until then nobody claims that all is well.
+    pub(super) fn start_telling_of_damage(&self) {
+        let (env, meta, store) = (self.env.clone(), self.meta.clone(), self.store.clone());
+        let registration = self.registration.clone();
+        let telling = async move {
+            let mut seen = 0;
+            loop {
+                seen = store.damage_beyond(seen).await;
+                while let Err(error) = register::touch(&meta, &registration).await {
+                    warn!(%error, "could not tell the cluster of damage on this disk");
+                    env.clock.sleep(TELL_RETRY).await;
+                }
+                env.clock.sleep(TELL_EVERY).await;
+            }
+        };
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move { stop.run_until_cancelled(telling).await });
+    }
+}
