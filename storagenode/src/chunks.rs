@@ -72,6 +72,15 @@ pub const TAG_BYTES: usize = 16;
 /// The longest content of a chunk.
 pub const MAX_PLAIN_BYTES: u32 = 64 << 20;
 
+/// What a folder is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opening {
+    /// A node's life: its boot counter is raised.
+    Serve,
+    /// A look at it: nothing may be put. A disk that was rolled back must not catch up by being looked at often.
+    Inspect,
+}
+
 /// How a [`ChunkStore`] is opened.
 #[derive(Debug, Clone)]
 pub struct StoreOptions {
@@ -90,6 +99,7 @@ pub struct StoreOptions {
     pub group_records: usize,
     /// Chunks that wait to be written: the member's buffer budget. More senders wait.
     pub queue_bytes: u64,
+    pub opening: Opening,
 }
 
 impl StoreOptions {
@@ -105,6 +115,7 @@ impl StoreOptions {
             group_bytes: 16 << 20,
             group_records: 4096,
             queue_bytes: 64 << 20,
+            opening: Opening::Serve,
         }
     }
 }
@@ -268,10 +279,10 @@ pub struct DamagedChunk {
     pub torn: bool,
 }
 
-/// The data folder was deleted under the running store: what is written goes with the last open file.
+/// The data folder, or the lock in it, was deleted under the running store: what is written goes with the last open file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{folder} was deleted while this node was running: put it back from a backup, or start the node on a new disk"
+    "{folder}, or the file `lock` in it, was deleted while this node was running: put it back from a backup, or start the node on a new disk"
 )]
 pub struct FolderGone {
     pub folder: PathBuf,

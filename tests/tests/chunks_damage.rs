@@ -19,6 +19,17 @@ fn place_of(disk: &SimDisk, path: &Path, bytes: &[u8]) -> u64 {
     all.windows(bytes.len()).position(|window| window == bytes).expect("they are there") as u64
 }
 
+/// Waits until what is known to be damaged is written down.
+async fn until_remembered(disk: &SimDisk) {
+    for _ in 0..10_000 {
+        if disk.files().iter().any(|(path, _)| path.ends_with("damage")) {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("it is never written down");
+}
+
 /// What is known of one number: its presence, and whether its first frame can be read.
 async fn seen(store: &ChunkStore, number: u32) -> (Presence, bool) {
     (store.contains(id(number)), store.read(id(number), 0..1).await.is_ok())
@@ -107,10 +118,7 @@ fn known_damage_is_remembered() {
     in_store(&disk, async |store| {
         assert_eq!(store.usage().damaged_chunks, 0, "nobody has read it");
         assert!(is_whole(&store, 10).await.is_err());
-        let written = async || disk.files().iter().any(|(path, _)| path.ends_with("damage"));
-        while !written().await {
-            tokio::task::yield_now().await;
-        }
+        until_remembered(&disk).await;
     });
     disk.crash(&mut StdRng::seed_from_u64(1));
     in_store(&disk, async |store| {
@@ -134,9 +142,121 @@ fn known_damage_is_remembered() {
         assert_eq!((usage.chunks, usage.damaged_chunks), (3, 0), "what was stored anew is whole");
         assert_eq!((is_whole(&store, 1).await, is_whole(&store, 10).await), (Ok(true), Ok(true)));
     });
-    // A memory that is damaged itself is no reason not to start.
+    // A memory that is damaged itself, or cannot be read, is no reason not to start.
     disk.rot(Path::new("/disk/data/damage"), 20, 1);
     in_store(&disk, async |store| assert_eq!(store.usage().chunks, 3));
+    disk.fail(Fault {
+        operation: Operation::Read,
+        path: "/damage".into(),
+        after: 0,
+        times: 9,
+        os_error: libc::EIO,
+    });
+    in_store(&disk, async |store| assert_eq!(store.usage().chunks, 3));
+}
+
+/// What a start finds, because a sync failed and everything is read, the next start knows, whose sync goes well.
+#[test]
+fn damage_that_a_start_finds_is_remembered() {
+    let disk = SimDisk::new(64 << 20);
+    in_store(&disk, async |store| {
+        for n in [10, 1] {
+            store.put(chunk(n), Purpose::Write).await.unwrap();
+        }
+    });
+    disk.kill();
+    let (segment, _) = segments(&disk).remove(0);
+    disk.rot(&segment, place_of(&disk, &segment, &chunk(10).frames[1]) + 100, 1);
+    disk.fail(Fault {
+        operation: Operation::Sync,
+        path: ".seg".into(),
+        after: 0,
+        times: 1,
+        os_error: libc::EIO,
+    });
+    for _ in 0..2 {
+        in_store(&disk, async |store| {
+            assert_eq!((store.usage().damaged_chunks, store.usage().torn_chunks), (1, 0));
+            assert_eq!(seen(&store, 10).await, (Presence::Absent, true));
+            until_remembered(&disk).await;
+        });
+        disk.kill();
+    }
+}
+
+/// A damaged chunk was stored anew, the old record's frames were given back, and the new record is damaged: the old one's header
+/// is whole, but there is nothing behind it, and the new one is what can be read.
+#[test]
+fn a_replaced_record_does_not_take_the_place_of_the_one_that_replaced_it() {
+    for byte in [20, 70] {
+        let disk = SimDisk::new(64 << 20);
+        in_store(&disk, async |store| {
+            store.put(chunk(10), Purpose::Write).await.unwrap();
+            store.close().await;
+        });
+        let (old, _) = segments(&disk).remove(0);
+        disk.rot(&old, place_of(&disk, &old, &chunk(10).frames[1]) + 100, 1);
+        in_store(&disk, async |store| {
+            assert!(is_whole(&store, 10).await.is_err());
+            let used = store.usage().used_bytes;
+            assert_eq!(store.put(chunk(10), Purpose::Repair).await, Ok(PutOutcome::Stored));
+            for _ in 0..1_000 {
+                tokio::task::yield_now().await;
+            }
+            assert!(store.usage().used_bytes < used + 100_000, "the old frames are given back");
+            store.close().await;
+        });
+        let (new, _) = segments(&disk).remove(1);
+        disk.rot(&new, place_of(&disk, &new, &chunk(10).frames[0]) - 84 + byte, 0x42);
+        for _ in 0..2 {
+            in_store(&disk, async |store| {
+                assert_eq!(seen(&store, 10).await, (Presence::Absent, true), "byte {byte}");
+                assert_eq!(is_whole(&store, 10).await, Ok(true), "byte {byte}");
+                store.close().await;
+            });
+        }
+    }
+}
+
+/// An error may pass, and bytes be right again: then the chunk need not be stored anew.
+#[test]
+fn what_reads_well_again_counts_again() {
+    let disk = SimDisk::new(64 << 20);
+    in_store(&disk, async |store| {
+        store.put(chunk(10), Purpose::Write).await.unwrap();
+        let (segment, _) = segments(&disk).remove(0);
+        let place = place_of(&disk, &segment, &chunk(10).frames[1]);
+        disk.rot(&segment, place, 1);
+        assert!(is_whole(&store, 10).await.is_err());
+        assert!(!store.recheck(id(10)).await);
+        assert_eq!(store.contains(id(10)), Presence::Absent);
+        disk.rot(&segment, place, 1);
+        assert!(store.recheck(id(10)).await);
+        assert_eq!((store.contains(id(10)), store.usage().damaged_chunks), (Presence::Present, 0));
+        assert!(!store.recheck(id(10)).await, "nothing is wrong with it");
+    });
+}
+
+/// A chunk behind a mark counts once it was read whole; if it rots then, that is damage, also after the next start.
+#[test]
+fn what_was_whole_behind_a_mark_is_damaged_not_torn() {
+    let disk = SimDisk::new(64 << 20);
+    in_store(&disk, async |store| {
+        let puts = [3, 9, 1].map(|n| store.put(chunk(n), Purpose::Write));
+        assert!(join_all(puts).await.iter().all(Result::is_ok));
+    });
+    disk.kill();
+    let (segment, _) = segments(&disk).remove(0);
+    disk.rot(&segment, place_of(&disk, &segment, &chunk(9).frames[1]), 1);
+    in_store(&disk, async |store| {
+        store.put(chunk(20), Purpose::Write).await.unwrap();
+        disk.rot(&segment, place_of(&disk, &segment, &chunk(1).frames[0]), 1);
+        assert!(is_whole(&store, 1).await.is_err());
+        store.close().await;
+    });
+    in_store(&disk, async |store| {
+        assert_eq!((store.usage().damaged_chunks, store.usage().torn_chunks), (1, 1));
+    });
 }
 
 #[test]
@@ -148,7 +268,14 @@ fn a_deleted_folder_is_noticed() {
         for (path, _) in disk.files() {
             disk.remove(&path).unwrap();
         }
-        assert!(store.look().await.unwrap_err().to_string().contains("/disk/data was deleted"));
+        assert!(
+            store
+                .look()
+                .await
+                .unwrap_err()
+                .to_string()
+                .contains("/disk/data, or the file `lock` in it, was deleted")
+        );
         assert!(matches!(store.put(chunk(2), Purpose::Write).await, Err(PutError::Failed(_))));
     });
 }

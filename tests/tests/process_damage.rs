@@ -162,8 +162,7 @@ async fn nothing_is_acknowledged_into_a_deleted_folder() {
     // Also when nobody writes, the node notices.
     let log = until("the node ends and says why", async || {
         let log = std::fs::read_to_string(cluster.log(0)).unwrap();
-        if log.contains("was deleted while this node was running") && cluster.client().status().await.is_err()
-        {
+        if log.contains("deleted while this node was running") && cluster.client().status().await.is_err() {
             return Ok(log);
         }
         Err(log)

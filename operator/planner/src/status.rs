@@ -232,6 +232,9 @@ fn protection(report: &NodesReport) -> Found {
     let groups = report.placement_groups;
     if report.lost_files > 0 {
         ("DataProtected", "False", Finding::new("DataLost", lost(report)))
+    } else if report.metadata_restored {
+        let message = "the metadata store is an older copy of what it was: what was stored since then is not known; see MetadataHealthy";
+        ("DataProtected", "Unknown", Finding::new("MetadataRestored", message))
     } else if groups.total > 0 && groups.settled == groups.total {
         ("DataProtected", "True", Finding::new("Settled", "every copy is where it should be"))
     } else {
@@ -386,6 +389,19 @@ mod tests {
         let status = cluster_status(&situation, &[], at(1));
         assert_eq!(reason(&status, "Available"), "NodesNotReached");
         assert!(!is_true(&status.conditions, "Ready"));
+    }
+
+    /// All that it names may be there: what it does not name any more is what matters.
+    #[test]
+    fn an_older_copy_of_the_metadata_protects_nothing() {
+        let mut situation = healthy();
+        assert!(is_true(&cluster_status(&situation, &[], at(1)).conditions, "DataProtected"));
+        situation.report.as_mut().unwrap().metadata_restored = true;
+        let status = cluster_status(&situation, &[], at(1));
+        for kind in ["DataProtected", "MetadataHealthy"] {
+            assert_eq!(reason(&status, kind), "MetadataRestored");
+            assert!(!is_true(&status.conditions, kind), "{kind}");
+        }
     }
 
     #[test]

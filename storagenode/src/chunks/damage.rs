@@ -10,7 +10,7 @@ use std::{io, path::Path};
 use cairn_placement::ChunkId;
 
 use super::{
-    OpenError, disk_error,
+    OpenError,
     format::SegmentId,
     index::{Index, Place},
     segment::SegmentTable,
@@ -101,8 +101,8 @@ pub fn recall(
     let lines = match read(disk, &path) {
         Ok(bytes) => v1::decode(&bytes),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(None),
-        Err(error) => return Err(disk_error("read", &path)(error)),
+        // A hint is no reason not to start.
+        Err(_) => Err(None),
     };
     let lines = match lines {
         Ok(lines) => lines,
@@ -110,15 +110,16 @@ pub fn recall(
         Err(None) => {
             tracing::error!(
                 path = %path.display(),
-                "damaged, and left alone: what was known of damaged chunks is found again when they are read"
+                "cannot be read, and is left alone: what was known of damaged chunks is found again when they are read"
             );
             return Ok(0);
         }
     };
+    let slots = table.slots();
     let is_there = |line: &&Remembered| {
-        let slot = table.slot_of(line.segment);
-        let place = slot.and_then(|slot| Place::checked(slot, line.offset));
-        place.is_some_and(|place| index.set_apart(line.id, place))
+        let slot = slots.get(&line.segment);
+        let place = slot.and_then(|slot| Place::checked(*slot, line.offset));
+        place.is_some_and(|place| index.recall(line.id, place))
     };
     Ok(lines.iter().filter(is_there).count())
 }

@@ -106,7 +106,7 @@ pub enum Body {
     /// A chunk; its sealed frames follow the record's header.
     Put(ChunkHeader),
     Tombstone(Tombstone),
-    /// All of `segment` up to `end` is durable, and nothing after it counts.
+    /// All of `segment` up to `end` is durable, and nothing after it was acknowledged.
     Mark {
         segment: SegmentId,
         end: u64,

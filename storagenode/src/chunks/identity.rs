@@ -10,7 +10,7 @@ use std::{io, path::Path, sync::Arc};
 
 use cairn_placement::Incarnation;
 
-use super::{OpenError, disk_error, format::SegmentId};
+use super::{OpenError, Opening, disk_error, format::SegmentId};
 use crate::env::{Disk, DiskFile, OpenMode, Random, replace_file, sync_with_parents};
 
 /// The identity, and the same again. Earlier versions know the first one only.
@@ -96,11 +96,16 @@ mod v1 {
     }
 }
 
+/// The file that is locked while the folder is open.
+pub(super) fn lock_path(folder: &Path) -> std::path::PathBuf {
+    folder.join(LOCK_FILE)
+}
+
 /// Makes the folder if needed, durably, and takes its lock.
 pub(super) fn lock_folder(disk: &dyn Disk, folder: &Path) -> Result<Arc<dyn DiskFile>, OpenError> {
     disk.create_folder(folder).map_err(disk_error("make the folder", folder))?;
     sync_with_parents(disk, folder).map_err(disk_error("sync the folder", folder))?;
-    let path = folder.join(LOCK_FILE);
+    let path = lock_path(folder);
     let file = match disk.open(&path, OpenMode::CreateNew) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => disk.open(&path, OpenMode::ReadWrite),
         other => other,
@@ -115,13 +120,14 @@ pub(super) fn lock_folder(disk: &dyn Disk, folder: &Path) -> Result<Arc<dyn Disk
     }
 }
 
-/// Reads the identity, or makes the first one, and raises its boot counter on the disk. The folder must be locked.
+/// Reads the identity, or makes the first one, and raises its boot counter: on the disk, unless it is only looked at. The
+/// folder must be locked.
 pub(super) fn open_identity(
     disk: &dyn Disk,
     random: &dyn Random,
     folder: &Path,
-    cluster_id: [u8; 16],
-    node: &str,
+    (cluster_id, node): ([u8; 16], &str),
+    opening: Opening,
 ) -> Result<Identity, OpenError> {
     let (identity, order) = match find(disk, folder)? {
         Some(Chosen { stored, index, others_fault }) => {
@@ -136,11 +142,17 @@ pub(super) fn open_identity(
             let identity = Identity { boot: stored.identity.boot + 1, ..stored.identity };
             (identity, [other, index])
         }
+        None if opening == Opening::Inspect => {
+            return Err(OpenError::NoIdentity { folder: folder.to_owned() });
+        }
         None => {
             let incarnation = Incarnation(random.bytes());
             (Identity { cluster_id, node: node.to_owned(), incarnation, boot: 1 }, [1, 0])
         }
     };
+    if opening == Opening::Inspect {
+        return Ok(identity);
+    }
     let stored = Stored { identity, retired: false };
     for index in order {
         let path = folder.join(FILES[index]);

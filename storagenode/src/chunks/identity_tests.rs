@@ -7,7 +7,7 @@ use super::*;
 use crate::env::real::{RealDisk, RealRandom};
 
 fn open(folder: &Path, cluster: u8, node: &str) -> Result<Identity, OpenError> {
-    open_identity(&RealDisk, &RealRandom, folder, [cluster; 16], node)
+    open_identity(&RealDisk, &RealRandom, folder, ([cluster; 16], node), Opening::Serve)
 }
 
 fn stored() -> Stored {

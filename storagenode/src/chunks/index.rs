@@ -138,10 +138,12 @@ impl Index {
         }
     }
 
-    /// Moves a present chunk to a better place.
-    pub fn replace(&mut self, id: ChunkId, entry: Entry) {
-        let old = self.entries.insert(key(id), Known::Present(entry));
-        debug_assert!(matches!(old, Some(Known::Present(_))));
+    /// Notes where a chunk is, instead of what is known of it; a buried one stays so.
+    pub fn take(&mut self, id: ChunkId, entry: Entry) {
+        if self.presence(id) != Presence::Buried {
+            self.damaged.remove(&key(id));
+            self.entries.insert(key(id), Known::Present(entry));
+        }
     }
 
     /// Buries a chunk for good; gives what was here of it.
@@ -171,13 +173,31 @@ impl Index {
         true
     }
 
-    /// Notes a chunk that is not whole, unless something better is known of it; gives that.
-    pub fn insert_damaged(&mut self, id: ChunkId, damage: Damage) -> Option<Known> {
-        let known = self.get(id);
-        if known.is_none() {
+    /// Notes a chunk that is not whole, instead of what is known of it; a buried one stays so.
+    pub fn put_apart(&mut self, id: ChunkId, damage: Damage) {
+        if self.presence(id) != Presence::Buried {
+            self.entries.remove(&key(id));
             self.damaged.insert(key(id), damage);
         }
-        known
+    }
+
+    /// Sets apart what was known to be damaged before the store was opened, if it is still at that place.
+    pub fn recall(&mut self, id: ChunkId, place: Place) -> bool {
+        match self.damaged.get_mut(&key(id)) {
+            Some(damage) if damage.entry.place == place => {
+                damage.torn = false;
+                true
+            }
+            _ => self.set_apart(id, place),
+        }
+    }
+
+    /// Takes a chunk back that turned out to be whole, if it is still set apart with this place.
+    pub fn restore(&mut self, id: ChunkId, place: Place) -> bool {
+        match self.damaged.get(&key(id)) {
+            Some(damage) if damage.entry.place == place => self.insert(id, damage.entry).is_ok(),
+            _ => false,
+        }
     }
 
     /// At most `limit` chunks that are not whole, those after `after`.
@@ -340,7 +360,7 @@ mod tests {
     fn a_damaged_chunk_is_absent_but_not_forgotten() {
         let mut index = Index::default();
         index.insert(id(1), entry(3, 0)).unwrap();
-        index.replace(id(1), entry(3, 5));
+        index.take(id(1), entry(3, 5));
         assert!(!index.set_apart(id(1), entry(3, 0).place), "it has moved");
         assert_eq!(index.in_segment(5), [(id(1), entry(3, 5))]);
         assert!(index.set_apart(id(1), entry(3, 5).place));
@@ -374,17 +394,23 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_chunk_is_the_last_resort() {
+    fn a_torn_chunk_is_absent_and_counted_apart() {
         let mut index = Index::default();
         let torn = |slot| Damage { entry: entry(3, slot), torn: true };
-        assert_eq!(index.insert_damaged(id(1), torn(1)), None);
-        assert_eq!(index.insert_damaged(id(1), torn(2)), Some(Known::Damaged(entry(3, 1))));
+        index.put_apart(id(1), torn(1));
         assert_eq!((index.presence(id(1)), index.damaged_chunks()), (Presence::Absent, (0, 1)));
-        assert_eq!(index.insert(id(1), entry(3, 3)), Ok(Some(entry(3, 1))));
-        assert_eq!(index.insert_damaged(id(1), torn(1)), Some(Known::Present(entry(3, 3))));
+        assert!(!index.recall(id(1), entry(3, 2).place), "another place");
+        assert!(index.recall(id(1), entry(3, 1).place));
+        assert_eq!(index.damaged_chunks(), (1, 0), "it was whole once");
+        assert!(!index.restore(id(1), entry(3, 2).place), "another place");
+        assert!(index.restore(id(1), entry(3, 1).place));
         assert_eq!((index.presence(id(1)), index.damaged_chunks()), (Presence::Present, (0, 0)));
+        index.put_apart(id(1), torn(2));
+        assert_eq!((index.chunks(), index.damaged_chunks()), (0, (0, 1)));
+        assert_eq!(index.insert(id(1), entry(3, 3)), Ok(Some(entry(3, 2))));
         index.bury(tombstone(1, 3));
-        assert!(matches!(index.insert_damaged(id(1), torn(1)), Some(Known::Buried { .. })));
+        index.put_apart(id(1), torn(1));
+        assert_eq!((index.presence(id(1)), index.tombstones()), (Presence::Buried, 1));
     }
 
     proptest! {

@@ -41,7 +41,8 @@ pub fn open_blocking(env: &Env, options: &StoreOptions) -> Result<Opened, OpenEr
     let disk = &*env.disk;
     let folder = &options.folder;
     let lock = lock_folder(disk, folder)?;
-    let identity = open_identity(disk, &*env.random, folder, options.cluster_id, &options.node)?;
+    let owner = (options.cluster_id, options.node.as_str());
+    let identity = open_identity(disk, &*env.random, folder, owner, options.opening)?;
     let segments = folder.join(SEGMENTS_FOLDER);
     disk.create_folder(&segments).map_err(disk_error("make the folder", &segments))?;
     sync_with_parents(disk, &segments).map_err(disk_error("sync the folder", &segments))?;

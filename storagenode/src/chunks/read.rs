@@ -60,12 +60,8 @@ pub fn read_chunk(
     let length =
         if near { header_length + sealed_offset(entry.plain_length, frames.end) } else { header_length };
     let mut bytes = read_bytes(&*file, position.offset, length)?;
-    let header = bytes.split_to(header_length as usize);
-    let record = match decode(&header, &position) {
-        Err(fault) if is_damaged => correct_record(&header, &position).ok_or(fault),
-        record => record,
-    };
-    let header = header_of(record?, id, entry)?;
+    let record = decode(&bytes.split_to(header_length as usize), &position, is_damaged)?;
+    let header = header_of(record, id, entry)?;
     let range = header.sealed_range(frames.clone());
     let sealed = if near {
         bytes.slice(range.start as usize..)
@@ -84,16 +80,18 @@ fn sealed_offset(plain_length: u32, frame: u32) -> u64 {
     plain + u64::from(frame) * super::TAG_BYTES as u64
 }
 
-/// Reads the header of a record that the index knows, and its sequence. Blocks.
+/// Reads the header of a record that the index knows, and its sequence; of one that is known to be damaged, one byte of it may
+/// be wrong. Blocks.
 pub fn read_header(
     table: &SegmentTable,
     id: ChunkId,
     entry: &Entry,
+    is_damaged: bool,
 ) -> Result<(ChunkHeader, Sequence), RecordFault> {
     let file = table.file(entry.place.slot)?;
     let position = table.position(entry.place);
     let bytes = read_bytes(&*file, position.offset, record_header_length(entry.plain_length))?;
-    let record = decode(&bytes, &position)?;
+    let record = decode(&bytes, &position, is_damaged)?;
     let sequence = record.sequence;
     Ok((header_of(record, id, entry)?, sequence))
 }
@@ -117,7 +115,7 @@ pub fn verify_on_device(table: &SegmentTable, id: ChunkId, entry: &Entry) -> Res
     let header_length = record_header_length(entry.plain_length);
     let length = header_length + sealed_offset(entry.plain_length, frame_count(entry.plain_length));
     file.forget_cached(position.offset, length)?;
-    let (header, _) = read_header(table, id, entry)?;
+    let (header, _) = read_header(table, id, entry, false)?;
     verify_frames(&*file, &header, position.offset + header_length)
 }
 
@@ -127,8 +125,12 @@ fn read_bytes(file: &dyn DiskFile, offset: u64, length: u64) -> io::Result<Bytes
     Ok(bytes.freeze())
 }
 
-fn decode(bytes: &[u8], position: &Position) -> Result<Record, RecordFault> {
-    decode_record(bytes, position).map_err(|_| corrupt("its header does not match its checksum"))
+fn decode(bytes: &[u8], position: &Position, is_damaged: bool) -> Result<Record, RecordFault> {
+    let record = match decode_record(bytes, position) {
+        Err(_) if is_damaged => correct_record(bytes, position),
+        record => record.ok(),
+    };
+    record.ok_or_else(|| corrupt("its header does not match its checksum"))
 }
 
 fn header_of(record: Record, id: ChunkId, entry: &Entry) -> Result<ChunkHeader, RecordFault> {

@@ -19,7 +19,7 @@ use super::{
     },
     hole::{Hole, hole},
     index::{Damage, Entry, Index, Known, Place},
-    read::{read_header, verify_record},
+    read::{read_header, verify_on_device, verify_record},
     scan::{Found, Gap, Scan, scan},
     segment::{FIRST_RECORD, SegmentTable},
     write::ToWrite,
@@ -223,8 +223,8 @@ fn read_segment(
 
 /// Decides what counts. `marked_end` is where a mark says that the segment ends.
 fn judge(table: &SegmentTable, read: &Read, marked_end: Option<u64>, report: &mut RecoveryReport) -> Judged {
-    let durable_end =
-        read.scan.found.iter().map(|found| found.record.durable_end).max().unwrap_or(FIRST_RECORD);
+    let durable_end = |found: &Found| Some(found.record.durable_end).filter(|end| *end <= found.offset);
+    let durable_end = read.scan.found.iter().filter_map(durable_end).max().unwrap_or(FIRST_RECORD);
     let trusted_end = durable_end.max(marked_end.unwrap_or(FIRST_RECORD));
     if read.header_damaged {
         corrupt(report, read.id, 0..SEGMENT_HEADER_BYTES, None);
@@ -241,7 +241,8 @@ fn judge(table: &SegmentTable, read: &Read, marked_end: Option<u64>, report: &mu
     };
     let mut judged = Judged { records: Vec::with_capacity(read.scan.found.len()), end: trusted_end };
     // A mark is for ever: what is after it is never trusted unseen.
-    let mut connected = marked_end.is_none();
+    // Nor is what a failed sync may have left: that it can be read does not say that it is on the disk.
+    let mut connected = marked_end.is_none() && !read.suspect;
     let (mut torn, mut whole_bytes) = (0, 0);
     for found in &read.scan.found {
         let condition = if found.corrected {
@@ -295,25 +296,19 @@ fn corrupt(report: &mut RecoveryReport, segment: SegmentId, range: Range<u64>, s
 }
 
 fn apply(table: &SegmentTable, slot: u32, found: Found, condition: Condition, recovered: &mut Recovered) {
-    let index = &mut recovered.index;
+    let (index, sequence) = (&mut recovered.index, found.record.sequence);
     match found.record.body {
-        Body::Put(header) if condition != Condition::Whole => {
-            let entry = Entry::new(&header, Place::new(slot, found.offset));
-            let damage = Damage { entry, torn: condition == Condition::Torn };
-            if let Some(Known::Buried { .. }) = index.insert_damaged(header.id, damage) {
-                recovered.to_write.holes.extend(hole(&entry));
-            }
-        }
         Body::Put(header) => {
-            let entry = Entry::new(&header, Place::new(slot, found.offset));
-            match index.insert(header.id, entry) {
-                Ok(_) => {}
-                Err(Known::Buried { .. }) => recovered.to_write.holes.extend(hole(&entry)),
-                Err(Known::Present(old) | Known::Damaged(old)) => {
-                    if sequence_at(table, header.id, &old).is_none_or(|old| old < found.record.sequence) {
-                        index.replace(header.id, entry);
-                    }
-                }
+            let (id, entry) = (header.id, Entry::new(&header, Place::new(slot, found.offset)));
+            let known = index.get(id);
+            if let Some(Known::Buried { .. }) = known {
+                return recovered.to_write.holes.extend(hole(&entry));
+            }
+            let damage = Damage { entry, torn: condition == Condition::Torn };
+            match (wins(table, (sequence, &entry), condition, id, known), condition) {
+                (false, _) => {}
+                (true, Condition::Whole) => index.take(id, entry),
+                (true, Condition::Damaged | Condition::Torn) => index.put_apart(id, damage),
             }
         }
         Body::Tombstone(tombstone) => {
@@ -325,7 +320,28 @@ fn apply(table: &SegmentTable, slot: u32, found: Found, condition: Condition, re
     }
 }
 
-/// The sequence of a record that is in the index already; `None` if it can no longer be read.
-fn sequence_at(table: &SegmentTable, id: ChunkId, entry: &Entry) -> Option<Sequence> {
-    read_header(table, id, entry).ok().map(|(_, sequence)| sequence)
+/// Whether a record counts instead of what is known of its chunk. Of two that can be trusted, and of two that cannot, the later
+/// one. If only the later one cannot, the earlier one is read: its frames may have been given back when it was replaced, and
+/// then its header alone says nothing.
+fn wins(
+    table: &SegmentTable,
+    (sequence, entry): (Sequence, &Entry),
+    condition: Condition,
+    id: ChunkId,
+    known: Option<Known>,
+) -> bool {
+    let (old, old_is_whole) = match known {
+        None | Some(Known::Buried { .. }) => return known.is_none(),
+        Some(Known::Present(old)) => (old, true),
+        Some(Known::Damaged(old)) => (old, false),
+    };
+    let old_sequence = read_header(table, id, &old, true).ok().map(|(_, sequence)| sequence);
+    let is_later = old_sequence.is_none_or(|old| old < sequence);
+    match (condition == Condition::Whole, old_is_whole) {
+        (true, false) => {
+            old_sequence.is_some_and(|old| old < sequence) || verify_on_device(table, id, entry).is_ok()
+        }
+        (false, true) => is_later && verify_on_device(table, id, &old).is_err(),
+        (true, true) | (false, false) => is_later,
+    }
 }

@@ -162,15 +162,20 @@ impl Scanner<'_> {
         }
     }
 
+    fn correctable_at(&mut self, at: u64) -> Option<Record> {
+        let position = Position { offset: at, ..self.position };
+        correct_record(self.bytes(at, MAX_RECORD_HEADER_BYTES as u64, 0).ok()?, &position)
+    }
+
     /// The record there, if one wrong byte of its header is all that is wrong, and it ends where another one begins, or where
     /// nothing follows.
     fn corrected_at(&mut self, at: u64) -> Option<Record> {
-        let position = Position { offset: at, ..self.position };
-        let record = correct_record(self.bytes(at, MAX_RECORD_HEADER_BYTES as u64, 0).ok()?, &position)?;
+        let record = self.correctable_at(at)?;
         let end = at + record.total_length();
         let fits = end == self.size
             || end < self.size
                 && (self.record_at(end, HEADER_READ_BYTES).is_ok()
+                    || self.correctable_at(end).is_some()
                     || self
                         .bytes(end, UNREADABLE_BYTES, 0)
                         .is_ok_and(|bytes| bytes.iter().all(|byte| *byte == 0)));

@@ -73,9 +73,9 @@ impl SegmentTable {
         self.state.lock().ids[slot as usize]
     }
 
-    /// Looks at every segment.
-    pub fn slot_of(&self, id: SegmentId) -> Option<u32> {
-        self.state.lock().ids.iter().position(|known| *known == id).map(|slot| slot as u32)
+    /// The slots of all segments.
+    pub fn slots(&self) -> HashMap<SegmentId, u32> {
+        self.state.lock().ids.iter().copied().zip(0..).collect()
     }
 
     /// What a record there must carry in its checksum.

@@ -21,16 +21,16 @@ use super::{
     flight::Flights,
     format::{Sighting, Tombstone, align, record_header_length},
     header::{ChunkHeader, SealedChunk},
-    identity::Identity,
+    identity::{Identity, lock_path},
     index::{Damage, Entry, Index, Known},
     open::{Opened, check, open_blocking},
-    read::{RecordFault, read_chunk, read_header},
+    read::{RecordFault, read_chunk, read_header, verify_on_device},
     recover::{Recovered, RecoveryReport},
     segment::SegmentTable,
     space::{Admitted, Space},
     write::{Bury, Command, Put, Writer},
 };
-use crate::env::{DiskFile, Env};
+use crate::env::{DiskFile, Env, OpenMode};
 
 /// The memory budget is counted in these.
 const BUDGET_UNIT_BYTES: u64 = 1024;
@@ -115,6 +115,7 @@ impl ChunkStore {
         };
         let Opened { lock, table, recovered, space } = opened;
         let Recovered { index, report, to_write, sighting, .. } = recovered;
+        let (damaged, _) = index.damaged_chunks();
         let identity = table.identity().clone();
         let budget = (options.queue_bytes / BUDGET_UNIT_BYTES).clamp(1, u64::from(u32::MAX)) as usize;
         let inner = Arc::new(Inner {
@@ -132,7 +133,8 @@ impl ChunkStore {
             closed: AtomicBool::new(false),
             sighting: Mutex::new(sighting),
             damage_found: Notify::new(),
-            damage_unwritten: AtomicBool::new(false),
+            // What the opening found is not written down yet.
+            damage_unwritten: AtomicBool::new(damaged > 0),
         });
         let (commands, receiver) = mpsc::channel(QUEUE_COMMANDS);
         tokio::spawn(Writer::new(inner.clone(), receiver, to_write).run());
@@ -293,6 +295,15 @@ impl ChunkStore {
         damaged.into_iter().map(line).collect()
     }
 
+    /// Reads a damaged chunk again, from the device: an error may pass, and a disk come back. `true` if it is whole and counts
+    /// again.
+    pub async fn recheck(&self, id: ChunkId) -> bool {
+        let Some(Known::Damaged(entry)) = self.inner.index.read().get(id) else { return false };
+        let inner = self.inner.clone();
+        let whole = self.inner.env.blocking(move || verify_on_device(&inner.table, id, &entry).is_ok()).await;
+        whole && self.inner.index.write().restore(id, entry.place)
+    }
+
     /// Returns when more chunks were found to be damaged, since the store was opened, than `seen`; gives how many now.
     pub async fn damage_beyond(&self, seen: u64) -> u64 {
         loop {
@@ -316,11 +327,14 @@ impl ChunkStore {
                 if let Ok(disk) = inner.env.disk.space(&inner.options.folder) {
                     inner.space.look(disk);
                 }
-                let lock = inner.lock.lock().clone();
-                match lock.map(|lock| lock.has_name()) {
-                    Some(Ok(false)) => Err(FolderGone { folder: inner.options.folder.clone() }),
-                    _ => Ok(()),
+                let Some(lock) = inner.lock.lock().clone() else { return Ok(()) };
+                // Unnamed, or another one's name now, or a name somewhere else.
+                let missing = inner.env.disk.open(&lock_path(&inner.options.folder), OpenMode::Read);
+                let missing = missing.is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+                if missing || matches!(lock.has_name(), Ok(false)) {
+                    return Err(FolderGone { folder: inner.options.folder.clone() });
                 }
+                Ok(())
             })
             .await
     }
@@ -402,7 +416,7 @@ impl ChunkStore {
             return Err(PutError::Conflict);
         }
         let inner = self.inner.clone();
-        match self.inner.env.blocking(move || read_header(&inner.table, id, &entry)).await {
+        match self.inner.env.blocking(move || read_header(&inner.table, id, &entry, !whole)).await {
             Ok((there, _)) if there == **header => Ok(whole),
             Ok(_) => Err(PutError::Conflict),
             Err(RecordFault::Disk(error)) => Err(PutError::Failed(error.to_string())),

@@ -1,6 +1,6 @@
 //! Reading every chunk of a stopped node's disk: `cairn-node verify`.
 //!
-//! The folder is opened like at a start (locked, its boot counter raised, its segments read through), then every frame of every
+//! The folder is opened like at a start (locked, its segments read through), but for its boot counter, then every frame of every
 //! chunk is read and held against its checksum. No key is needed, and nothing is mended: a node that finds damage while it
 //! runs fetches the chunk from another one.
 
@@ -8,7 +8,7 @@ use std::path::Path;
 
 use cairn_placement::{ChunkId, PgId, VolumeId};
 
-use super::{ChunkStore, CorruptRange, OpenError, Scope, StoreOptions, identity::read_identity};
+use super::{ChunkStore, CorruptRange, OpenError, Opening, Scope, StoreOptions, identity::read_identity};
 use crate::env::Env;
 
 /// Lines of the inventory taken at a time.
@@ -44,7 +44,10 @@ pub async fn verify(
 ) -> Result<Verified, OpenError> {
     let (disk, owned) = (env.disk.clone(), folder.to_owned());
     let identity = env.blocking(move || read_identity(&*disk, &owned)).await?;
-    let options = StoreOptions::new(folder, identity.cluster_id, identity.node.clone());
+    let options = StoreOptions {
+        opening: Opening::Inspect,
+        ..StoreOptions::new(folder, identity.cluster_id, identity.node.clone())
+    };
     let (store, _) = ChunkStore::open(env.clone(), options).await?;
     let mut verified =
         Verified { node: identity.node, corrupt: store.recovery().corrupt.clone(), ..Verified::default() };

@@ -156,9 +156,7 @@ impl Writer {
     /// The next command; does meanwhile what nobody waits for.
     async fn next(&mut self) -> Option<Command> {
         loop {
-            if self.store.damage_unwritten.load(Ordering::SeqCst) && self.clock() >= self.remember_at {
-                self.remember_damage().await;
-            }
+            self.remember_damage_if_due().await;
             if !self.holes.is_empty() {
                 match self.commands.try_recv() {
                     Ok(command) => return Some(command),
@@ -182,6 +180,12 @@ impl Writer {
 
     fn clock(&self) -> Duration {
         self.store.env.clock.monotonic()
+    }
+
+    async fn remember_damage_if_due(&mut self) {
+        if self.store.damage_unwritten.load(Ordering::SeqCst) && self.clock() >= self.remember_at {
+            self.remember_damage().await;
+        }
     }
 
     /// Damage that is found by and by is written down together.
@@ -396,7 +400,7 @@ impl Writer {
     }
 
     /// Reads every chunk of a segment again, from the device; what is not there leaves the inventory.
-    async fn check_segment(&self, slot: u32) {
+    async fn check_segment(&mut self, slot: u32) {
         let chunks = self.store.index.read().in_segment(slot);
         for (id, entry) in chunks {
             let store = self.store.clone();
@@ -404,6 +408,7 @@ impl Writer {
             if let Err(fault) = result {
                 self.lose(id, &entry, &fault);
             }
+            self.remember_damage_if_due().await;
         }
     }
 

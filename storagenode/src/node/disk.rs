@@ -7,13 +7,18 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use super::Node;
-use crate::{chunks::FolderGone, cluster::register};
+use crate::{
+    chunks::FolderGone,
+    cluster::register::{self, RegisterError},
+};
 
 /// Between two looks at the disk. Others use it too, and a folder may be deleted.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// The cluster is told of damage at once, then no more often than this.
+/// The cluster is told of damage at once, then after such a pause, …
 const TELL_EVERY: Duration = Duration::from_secs(10);
-/// After the metadata store did not take it.
+/// … which doubles up to this while more is found: each time makes the comparison anew, and that reads all metadata.
+const TELL_SELDOM: Duration = Duration::from_secs(600);
+/// After the metadata store did not take it; doubles too.
 const TELL_RETRY: Duration = Duration::from_millis(500);
 
 /// Why a node stopped by itself.
@@ -62,14 +67,24 @@ impl Node {
         let (env, meta, store) = (self.env.clone(), self.meta.clone(), self.store.clone());
         let registration = self.registration.clone();
         let telling = async move {
-            let mut seen = 0;
+            let (mut seen, mut pause) = (0, TELL_EVERY);
             loop {
                 seen = store.damage_beyond(seen).await;
-                while let Err(error) = register::touch(&meta, &registration).await {
-                    warn!(%error, "could not tell the cluster of damage on this disk");
-                    env.clock.sleep(TELL_RETRY).await;
+                let mut retry = TELL_RETRY;
+                loop {
+                    match register::touch(&meta, &registration).await {
+                        // The lease's renewal finds that too, and ends the node.
+                        Ok(()) | Err(RegisterError::NameTaken(_)) => break,
+                        Err(error) => {
+                            warn!(%error, "could not tell the cluster of damage on this disk; tried again")
+                        }
+                    }
+                    env.clock.sleep(retry).await;
+                    retry = (retry * 2).min(TELL_EVERY);
                 }
-                env.clock.sleep(TELL_EVERY).await;
+                env.clock.sleep(pause).await;
+                let more = store.counters().corrupt_chunks > seen;
+                pause = if more { (pause * 2).min(TELL_SELDOM) } else { TELL_EVERY };
             }
         };
         let stop = self.stop.clone();

@@ -121,7 +121,7 @@ impl Repair {
             let Some(last) = damaged.last() else { return };
             after = Some(last.id);
             let mended = stream::iter(damaged.into_iter().filter_map(|chunk| self.to_mend(map, chunk)))
-                .map(|held| self.gather(map, held))
+                .map(|held| self.mend_one(map, held))
                 .buffer_unordered(FETCHES_AT_ONCE)
                 .filter(|mended| std::future::ready(*mended))
                 .count()
@@ -138,6 +138,11 @@ impl Repair {
         let DamagedChunk { id, volume, copies, .. } = chunk;
         let holds = map.holders(map.pg_of(&id), copies).contains(&self.writer.me);
         holds.then_some(Held { id, volume, copies, tombstone: false })
+    }
+
+    /// Makes a damaged chunk of this disk whole: by reading it again, or from all copies.
+    async fn mend_one(&self, map: &ClusterMap, held: Held) -> bool {
+        self.writer.store.recheck(held.id).await || self.gather(map, held).await
     }
 
     /// Stores a chunk that is put together from all copies; `true` if that went well.

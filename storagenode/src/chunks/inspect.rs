@@ -1,0 +1,98 @@
+//! Looking at a disk that is in use: whether it is still there, whether its chunks are whole.
+
+use std::io;
+
+use cairn_placement::ChunkId;
+
+use super::{
+    FolderGone,
+    identity::lock_path,
+    index::{Entry, Known},
+    read::{RecordFault, verify_on_device},
+    store::{ChunkStore, record_length},
+};
+use crate::env::OpenMode;
+
+/// Entries of the index looked at without letting others to it.
+const LOOKED_AT_ONCE: usize = 10_000;
+
+/// What a look at one chunk found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checked {
+    /// Read from the device, about.
+    pub bytes: u64,
+    pub whole: bool,
+}
+
+impl ChunkStore {
+    /// Looks at the disk: how much room there is, and whether the folder is still there. To be called every now and then:
+    /// others use the disk too. An error says that nothing that is written here can be found again.
+    pub async fn look(&self) -> Result<(), FolderGone> {
+        let inner = self.inner.clone();
+        self.inner
+            .env
+            .blocking(move || {
+                if let Ok(disk) = inner.env.disk.space(&inner.options.folder) {
+                    inner.space.look(disk);
+                }
+                let Some(lock) = inner.lock.lock().clone() else { return Ok(()) };
+                // Without a name, or with one somewhere else.
+                let missing = inner.env.disk.open(&lock_path(&inner.options.folder), OpenMode::Read);
+                let missing = missing.is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+                if missing || matches!(lock.has_name(), Ok(false)) {
+                    return Err(FolderGone { folder: inner.options.folder.clone() });
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// How many segments there are; they are numbered from 0.
+    pub fn segment_count(&self) -> u32 {
+        self.inner.table.count() as u32
+    }
+
+    /// The chunks whose records are in a segment, in the order in which they lie.
+    pub async fn chunks_of_segment(&self, slot: u32) -> Vec<ChunkId> {
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let (part, last) = self.inner.index.read().in_segment(slot, after, LOOKED_AT_ONCE);
+            found.extend(part);
+            match last {
+                Some(last) => after = Some(last),
+                None => break,
+            }
+            tokio::task::yield_now().await;
+        }
+        found.sort_by_key(|(_, entry)| entry.place.offset());
+        found.into_iter().map(|(id, _)| id).collect()
+    }
+
+    /// Reads a chunk from the device; one that is damaged is set apart, as if somebody had wanted it. `None` if it is not here,
+    /// or the disk could not be asked.
+    pub async fn check(&self, id: ChunkId) -> Option<Checked> {
+        let Some(Known::Present(entry)) = self.inner.index.read().get(id) else { return None };
+        let checked = |whole| Some(Checked { bytes: record_length(entry.plain_length), whole });
+        match self.verify(id, entry).await {
+            Ok(()) => checked(true),
+            Err(RecordFault::Disk(error)) => {
+                tracing::warn!(chunk = %id, %error, "could not read a chunk again");
+                None
+            }
+            // If buried or moved meanwhile, the bytes may be gone, and that is no damage.
+            Err(RecordFault::Corrupt(reason)) => checked(!self.inner.set_apart(id, &entry, &reason)),
+        }
+    }
+
+    /// Reads a damaged chunk again, from the device: an error may pass, and a disk come back. `true` if it is whole and counts
+    /// again.
+    pub async fn recheck(&self, id: ChunkId) -> bool {
+        let Some(Known::Damaged(entry)) = self.inner.index.read().get(id) else { return false };
+        self.verify(id, entry).await.is_ok() && self.inner.index.write().restore(id, entry.place)
+    }
+
+    async fn verify(&self, id: ChunkId, entry: Entry) -> Result<(), RecordFault> {
+        let inner = self.inner.clone();
+        self.inner.env.blocking(move || verify_on_device(&inner.table, id, &entry)).await
+    }
+}
