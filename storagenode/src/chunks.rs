@@ -25,6 +25,7 @@
 //! | `correct` | headers of which one byte is wrong |
 //! | `segment`, `scan`, `recover` | segment files: making, reading through, taking up again after a crash |
 //! | `index`, `space`, `damage` | what is here; how much room is left (R16); what is known to be damaged |
+//! | `inspect`, `verify` | looking whether the disk and its chunks are still what they were |
 //! | `open`, `store`, `flight` | taking up a folder; [`ChunkStore`]; one write at a time of each chunk |
 //! | `write`, `layout`, `hole`, `read` | the one task that writes; a group's bytes; space given back; reading |
 
@@ -43,6 +44,7 @@ mod header;
 mod hole;
 mod identity;
 mod index;
+mod inspect;
 mod kek;
 mod layout;
 mod open;
@@ -59,6 +61,7 @@ mod write;
 pub use format::{Sighting, Tombstone};
 pub use header::{ChunkError, ChunkHeader, SealedChunk, crc32c, frame_count, plain_frame_length};
 pub use identity::{Identity, holds_disk, peek_identity};
+pub use inspect::Checked;
 pub use kek::{Kek, KekError, KekId, UnwrapError, wrapped_with};
 pub use recover::{CorruptRange, RecoveryReport};
 pub use seal::{FrameError, GenerationKey, VolumeKey, open_frame, seal_chunk};

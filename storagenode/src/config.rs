@@ -273,6 +273,8 @@ impl<'a> Reader<'a> {
             lease: Duration::from_secs(between("LEASE_SECONDS", 2, 300)),
             repair: Duration::from_secs(between("REPAIR_SECONDS", 1, 3_600)),
             truth: Duration::from_secs(between("COMPARE_SECONDS", 1, 86_400)),
+            scrub: Some(Duration::from_secs(between("SCRUB_SECONDS", 0, 31_536_000)))
+                .filter(|period| !period.is_zero()),
             tick: Duration::from_secs(between("TICK_SECONDS", 1, 3_600)),
             sweep_every_ticks: between("SWEEP_TICKS", 2, 100_000),
             quarantine_ticks: between("QUARANTINE_TICKS", 1, 1_000_000),

@@ -78,6 +78,8 @@ pub struct Timings {
     pub repair: Duration,
     /// Between comparisons of the metadata with the disks, at rest and where they take little time.
     pub truth: Duration,
+    /// In which a node reads all of its disk again, about; never if absent.
+    pub scrub: Option<Duration>,
     /// How long a start waits for the metadata store.
     pub join: Duration,
 }
@@ -92,6 +94,7 @@ impl Default for Timings {
             quarantine_ticks: 1_440,
             repair: Duration::from_secs(5),
             truth: Duration::from_secs(30),
+            scrub: Some(Duration::from_secs(14 * 86_400)),
             join: Duration::from_secs(120),
         }
     }
@@ -221,6 +224,7 @@ impl Node {
         let (name, by_name) = (self.options.name.clone(), end.clone());
         let lost = move |cause: String| by_name.end(&name, Ended::NameTaken(cause));
         self.start_looking(end);
+        self.start_scrub();
         self.start_telling_of_damage();
         let lease = register::keep_alive(env, meta, self.registration.clone(), self.stop_lease.clone(), lost);
         self.tasks.spawn(lease);

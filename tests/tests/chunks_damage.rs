@@ -1,22 +1,29 @@
 //! The chunk store and bytes that go bad: what rots around a crash, what is remembered, what can be put right.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use cairn_node::chunks::{ChunkStore, Presence, Purpose, PutError, PutOutcome, ReadError};
 use cairn_node::env::{Disk as _, OpenMode};
+use cairn_node::workers::scrub::Scrub;
 use cairn_tests::sim::{
     disk::{Fault, Operation, SimDisk},
-    store::{chunk, id, in_store, is_whole, segments, tombstone},
+    env::{SimTime, env},
+    store::{chunk, id, in_store, is_whole, options, segments, tombstone},
 };
 use futures::future::join_all;
 use rand::{SeedableRng, rngs::StdRng};
+use tokio_util::sync::CancellationToken;
 
 /// Where these bytes are in a file.
 fn place_of(disk: &SimDisk, path: &Path, bytes: &[u8]) -> u64 {
+    find(disk, path, bytes).expect("they are there")
+}
+
+fn find(disk: &SimDisk, path: &Path, bytes: &[u8]) -> Option<u64> {
     let file = disk.open(path, OpenMode::Read).unwrap();
     let mut all = vec![0; file.size().unwrap() as usize];
     file.read_at(&mut all, 0).unwrap();
-    all.windows(bytes.len()).position(|window| window == bytes).expect("they are there") as u64
+    all.windows(bytes.len()).position(|window| window == bytes).map(|place| place as u64)
 }
 
 /// Waits until what is known to be damaged is written down.
@@ -218,6 +225,42 @@ fn a_replaced_record_does_not_take_the_place_of_the_one_that_replaced_it() {
             });
         }
     }
+}
+
+/// Damage where nobody reads is found within about a period, and nothing else changes.
+#[test]
+fn a_scrub_finds_what_nobody_reads() {
+    let (disk, time) = (SimDisk::new(64 << 20), SimTime::default());
+    let world = env(1, disk.clone(), &time);
+    time.runtime().block_on(async {
+        let (store, _) = ChunkStore::open(world.clone(), options()).await.unwrap();
+        // In several segments, and some of them gone again.
+        for n in 0..40 {
+            store.put(chunk(n), Purpose::Write).await.unwrap();
+        }
+        store.bury((0..40).step_by(5).map(tombstone).collect()).await.unwrap();
+        assert!(store.segment_count() > 1);
+        let found = || store.usage().damaged_chunks;
+        let period = Duration::from_secs(1_000);
+        let scrub = Scrub { env: world.clone(), store: store.clone(), period };
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(scrub.run(stop.clone()));
+        world.clock.sleep(period * 2).await;
+        assert_eq!((found(), store.usage().chunks), (0, 32), "nothing is wrong");
+        for n in [21, 32] {
+            let places = segments(&disk).into_iter().map(|(path, _)| path);
+            let (path, place) = places
+                .filter_map(|path| Some((path.clone(), find(&disk, &path, &chunk(n).frames[0])?)))
+                .next()
+                .expect("it is somewhere");
+            disk.rot(&path, place, 1);
+        }
+        world.clock.sleep(period * 2 + period / 10).await;
+        assert_eq!((found(), store.usage().chunks), (2, 30));
+        assert!(store.damaged(None, 9).iter().all(|chunk| [id(21), id(32)].contains(&chunk.id)));
+        stop.cancel();
+        running.await.unwrap();
+    });
 }
 
 /// An error may pass, and bytes be right again: then the chunk need not be stored anew.

@@ -109,6 +109,35 @@ async fn a_wrong_byte_in_the_header_of_every_copy_loses_nothing() {
     }
 }
 
+/// The disks are read through by their nodes: nobody has to want a file for its damage to be found.
+#[tokio::test(flavor = "multi_thread")]
+async fn rot_that_nobody_reads_is_found_and_mended() {
+    let etcd = etcd!();
+    let options = ClusterOptions::new(&["a", "b", "c"], etcd.database_url("/t")).with("SCRUB_SECONDS", "3");
+    let mut cluster = CairnCluster::start(options).await;
+    make_volume(&cluster.client(), 3).await;
+    for number in 0..5 {
+        put(&cluster.client(), &format!("f{number}"), content(number, 2 * MIB)).await;
+    }
+    cluster.wait_settled().await;
+    flip(&bytes_of(cluster.data_folder(1), |end| vec![end / 3]));
+    until("the damage is found and mended", async || {
+        let log = std::fs::read_to_string(cluster.log(1)).unwrap();
+        if log.contains("a damaged chunk left the inventory") && log.contains("mended damaged chunks") {
+            return Ok(());
+        }
+        Err(log)
+    })
+    .await;
+    cluster.wait_settled().await;
+    cluster.stop(1);
+    let verified = run(cluster.spec(1).args(["verify"]), None, Duration::from_secs(60)).unwrap();
+    assert!(
+        verified.stdout.contains("5 chunks") && verified.stdout.contains("all of it is whole\n"),
+        "{verified:?}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_known_loss_outlives_restarts() {
     let etcd = etcd!();

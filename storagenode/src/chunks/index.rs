@@ -213,15 +213,26 @@ impl Index {
         (self.damaged.len() as u64 - torn, torn)
     }
 
-    /// Whole chunks whose records are in one segment. Looks at every entry.
-    pub fn in_segment(&self, slot: u32) -> Vec<(ChunkId, Entry)> {
-        self.entries
-            .iter()
-            .filter_map(|((_, id), known)| match known {
-                Known::Present(entry) if entry.place.slot == slot => Some((*id, *entry)),
-                _ => None,
-            })
-            .collect()
+    /// Whole chunks whose records are in one segment, among the first `most` entries after `after`; and the last one that was
+    /// looked at, if others follow.
+    pub fn in_segment(
+        &self,
+        slot: u32,
+        after: Option<ChunkId>,
+        most: usize,
+    ) -> (Vec<(ChunkId, Entry)>, Option<ChunkId>) {
+        let start = after.map_or(Bound::Unbounded, |after| Bound::Excluded(key(after)));
+        let mut entries = self.entries.range((start, Bound::Unbounded));
+        let (mut found, mut last) = (Vec::new(), None);
+        for ((_, id), known) in entries.by_ref().take(most) {
+            last = Some(*id);
+            if let Known::Present(entry) = known
+                && entry.place.slot == slot
+            {
+                found.push((*id, *entry));
+            }
+        }
+        (found, last.filter(|_| entries.next().is_some()))
     }
 
     pub fn chunks(&self) -> u64 {
@@ -362,7 +373,8 @@ mod tests {
         index.insert(id(1), entry(3, 0)).unwrap();
         index.take(id(1), entry(3, 5));
         assert!(!index.set_apart(id(1), entry(3, 0).place), "it has moved");
-        assert_eq!(index.in_segment(5), [(id(1), entry(3, 5))]);
+        assert_eq!(index.in_segment(5, None, 9), (vec![(id(1), entry(3, 5))], None));
+        assert_eq!(index.in_segment(4, None, 9), (vec![], None));
         assert!(index.set_apart(id(1), entry(3, 5).place));
         assert!(!index.set_apart(id(1), entry(3, 5).place), "once");
         assert_eq!(index.get(id(1)), Some(Known::Damaged(entry(3, 5))));

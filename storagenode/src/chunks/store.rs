@@ -15,22 +15,22 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::{
-    ChunkError, CopySummary, Counters, DamagedChunk, FolderGone, InventoryEntry, OpenError, Presence,
-    Purpose, PutError, PutOutcome, ReadError, Scope, StoreOptions, Usage,
+    ChunkError, CopySummary, Counters, DamagedChunk, InventoryEntry, OpenError, Presence, Purpose, PutError,
+    PutOutcome, ReadError, Scope, StoreOptions, TAG_BYTES, Usage,
     damage::{self, Remembered},
     flight::Flights,
     format::{Sighting, Tombstone, align, record_header_length},
-    header::{ChunkHeader, SealedChunk},
-    identity::{Identity, lock_path},
+    header::{ChunkHeader, SealedChunk, frame_count},
+    identity::Identity,
     index::{Damage, Entry, Index, Known},
     open::{Opened, check, open_blocking},
-    read::{RecordFault, read_chunk, read_header, verify_on_device},
+    read::{RecordFault, read_chunk, read_header},
     recover::{Recovered, RecoveryReport},
     segment::SegmentTable,
     space::{Admitted, Space},
     write::{Bury, Command, Put, Writer},
 };
-use crate::env::{DiskFile, Env, OpenMode};
+use crate::env::{DiskFile, Env};
 
 /// The memory budget is counted in these.
 const BUDGET_UNIT_BYTES: u64 = 1024;
@@ -51,7 +51,7 @@ const READ_ATTEMPTS: usize = 4;
 /// dropped.
 #[derive(Clone)]
 pub struct ChunkStore {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
     commands: mpsc::Sender<Command>,
 }
 
@@ -67,7 +67,7 @@ pub struct Inner {
     flights: Arc<Flights>,
     budget: Arc<Semaphore>,
     burials: Arc<Semaphore>,
-    lock: Mutex<Option<Arc<dyn DiskFile>>>,
+    pub lock: Mutex<Option<Arc<dyn DiskFile>>>,
     closed: AtomicBool,
     /// The furthest that the metadata store was ever seen; the next group writes it down.
     pub sighting: Mutex<Sighting>,
@@ -103,6 +103,12 @@ pub struct Ticket {
 /// Bytes that a chunk takes in a segment.
 pub fn record_bytes(header: &ChunkHeader) -> u64 {
     align(record_header_length(header.plain_length) + header.sealed_length())
+}
+
+/// The same, about, of a chunk whose header is not at hand.
+pub fn record_length(plain_length: u32) -> u64 {
+    let frames = u64::from(frame_count(plain_length));
+    align(record_header_length(plain_length) + u64::from(plain_length) + frames * TAG_BYTES as u64)
 }
 
 impl ChunkStore {
@@ -295,15 +301,6 @@ impl ChunkStore {
         damaged.into_iter().map(line).collect()
     }
 
-    /// Reads a damaged chunk again, from the device: an error may pass, and a disk come back. `true` if it is whole and counts
-    /// again.
-    pub async fn recheck(&self, id: ChunkId) -> bool {
-        let Some(Known::Damaged(entry)) = self.inner.index.read().get(id) else { return false };
-        let inner = self.inner.clone();
-        let whole = self.inner.env.blocking(move || verify_on_device(&inner.table, id, &entry).is_ok()).await;
-        whole && self.inner.index.write().restore(id, entry.place)
-    }
-
     /// Returns when more chunks were found to be damaged, since the store was opened, than `seen`; gives how many now.
     pub async fn damage_beyond(&self, seen: u64) -> u64 {
         loop {
@@ -315,28 +312,6 @@ impl ChunkStore {
             }
             found.await;
         }
-    }
-
-    /// Looks at the disk: how much room there is, and whether the folder is still there. To be called every now and then:
-    /// others use the disk too. An error says that nothing that is written here can be found again.
-    pub async fn look(&self) -> Result<(), FolderGone> {
-        let inner = self.inner.clone();
-        self.inner
-            .env
-            .blocking(move || {
-                if let Ok(disk) = inner.env.disk.space(&inner.options.folder) {
-                    inner.space.look(disk);
-                }
-                let Some(lock) = inner.lock.lock().clone() else { return Ok(()) };
-                // Unnamed, or another one's name now, or a name somewhere else.
-                let missing = inner.env.disk.open(&lock_path(&inner.options.folder), OpenMode::Read);
-                let missing = missing.is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
-                if missing || matches!(lock.has_name(), Ok(false)) {
-                    return Err(FolderGone { folder: inner.options.folder.clone() });
-                }
-                Ok(())
-            })
-            .await
     }
 
     pub fn usage(&self) -> Usage {
@@ -429,9 +404,10 @@ impl ChunkStore {
 }
 
 impl Inner {
-    /// Takes a damaged chunk out of the inventory, if it is still in it at that place.
-    pub fn set_apart(&self, id: ChunkId, entry: &Entry, reason: &str) {
-        if self.index.write().set_apart(id, entry.place) {
+    /// Takes a damaged chunk out of the inventory, if it is still in it at that place; `false` if not.
+    pub fn set_apart(&self, id: ChunkId, entry: &Entry, reason: &str) -> bool {
+        let found = self.index.write().set_apart(id, entry.place);
+        if found {
             self.counters.corrupt_chunks.fetch_add(1, Ordering::SeqCst);
             let segment = self.table.id(entry.place.slot);
             let offset = entry.place.offset();
@@ -439,6 +415,7 @@ impl Inner {
             self.damage_unwritten.store(true, Ordering::SeqCst);
             self.damage_found.notify_waiters();
         }
+        found
     }
 
     /// Returns when damage was found that the disk does not remember.

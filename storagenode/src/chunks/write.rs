@@ -401,7 +401,7 @@ impl Writer {
 
     /// Reads every chunk of a segment again, from the device; what is not there leaves the inventory.
     async fn check_segment(&mut self, slot: u32) {
-        let chunks = self.store.index.read().in_segment(slot);
+        let (chunks, _) = self.store.index.read().in_segment(slot, None, usize::MAX);
         for (id, entry) in chunks {
             let store = self.store.clone();
             let result = self.store.env.blocking(move || verify_on_device(&store.table, id, &entry)).await;

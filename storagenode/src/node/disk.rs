@@ -1,4 +1,5 @@
-//! What a node does about its disk while it runs: it looks whether the disk is still there, and tells the cluster of damage.
+//! What a node does about its disk while it runs: it looks whether the disk is still there, reads it again by and by, and
+//! tells the cluster of damage.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,6 +11,7 @@ use super::Node;
 use crate::{
     chunks::FolderGone,
     cluster::register::{self, RegisterError},
+    workers::scrub::Scrub,
 };
 
 /// Between two looks at the disk. Others use it too, and a folder may be deleted.
@@ -59,6 +61,12 @@ impl Node {
         };
         let stop = self.stop.clone();
         self.tasks.spawn(async move { stop.run_until_cancelled(looking).await });
+    }
+
+    pub(super) fn start_scrub(&self) {
+        let Some(period) = self.options.timings.scrub else { return };
+        let scrub = Scrub { env: self.env.clone(), store: self.store.clone(), period };
+        self.tasks.spawn(scrub.run(self.stop.clone()));
     }
 
     /// Tells the cluster when damage is found. What was compared before no longer says what can be read: the comparison is

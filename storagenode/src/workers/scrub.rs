@@ -54,7 +54,8 @@ impl Scrub {
                 let Some(checked) = self.store.check(id).await else { continue };
                 chunks += 1;
                 damaged += u64::from(!checked.whole);
-                let wait = pace.after(checked.bytes, self.store.usage().used_bytes, self.period, clock.monotonic());
+                let wait =
+                    pace.after(checked.bytes, self.store.usage().used_bytes, self.period, clock.monotonic());
                 if wait >= BURST {
                     clock.sleep(wait.min(LONGEST_PAUSE)).await;
                 }
