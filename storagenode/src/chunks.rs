@@ -282,10 +282,10 @@ pub struct DamagedChunk {
     pub torn: bool,
 }
 
-/// The data folder, or the lock in it, was deleted under the running store: what is written goes with the last open file.
+/// The data folder, or something in it that must be there, was deleted under the running store: what is written goes with the last open file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{folder}, or the file `lock` in it, was deleted while this node was running: put it back from a backup, or start the node on a new disk"
+    "{folder}, or `lock` or `segments` in it, was deleted while this node was running: put it back from a backup, or start the node on a new disk"
 )]
 pub struct FolderGone {
     pub folder: PathBuf,

@@ -85,7 +85,9 @@ impl Installation {
         self.wait("storagecluster/demo", "condition=Ready")?;
         self.wait("volume/files", "condition=Ready")?;
         say("wait until the nodes have compared what they hold, and agree");
-        self.wait("storagecluster/demo", "condition=DataProtected")
+        self.wait("storagecluster/demo", "condition=DataProtected")?;
+        say("wait until the volume's files are counted");
+        self.wait("volume/files", "jsonpath={.status.files}")
     }
 
     /// `kubectl apply` of a file of `docs/examples/kubernetes/`, as it is.

@@ -319,7 +319,7 @@ fn a_deleted_folder_is_noticed() {
                 .await
                 .unwrap_err()
                 .to_string()
-                .contains("/disk/data, or the file `lock` in it, was deleted")
+                .contains("/disk/data, or `lock` or `segments` in it, was deleted")
         );
         assert!(matches!(store.put(chunk(2), Purpose::Write).await, Err(PutError::Failed(_))));
     });

@@ -32,13 +32,17 @@ impl ChunkStore {
         self.inner
             .env
             .blocking(move || {
-                if let Ok(disk) = inner.env.disk.space(&inner.options.folder) {
+                let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+                let segments = inner.env.disk.space(inner.table.folder());
+                let missing = segments.as_ref().is_err_and(gone);
+                if let Ok(disk) = segments {
                     inner.space.look(disk);
                 }
                 let Some(lock) = inner.lock.lock().clone() else { return Ok(()) };
                 // Without a name, or with one somewhere else.
-                let missing = inner.env.disk.open(&lock_path(&inner.options.folder), OpenMode::Read);
-                let missing = missing.is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+                let path = lock_path(&inner.options.folder);
+                let missing =
+                    missing || inner.env.disk.open(&path, OpenMode::Read).is_err_and(|error| gone(&error));
                 if missing || matches!(lock.has_name(), Ok(false)) {
                     return Err(FolderGone { folder: inner.options.folder.clone() });
                 }

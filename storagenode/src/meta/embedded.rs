@@ -134,7 +134,7 @@ impl MetaStore for EmbeddedStore {
         };
         match result {
             Ok(page) => page,
-            Err(Fault::Closed) => Err(closed()),
+            Err(fault @ (Fault::Closed | Fault::Gone(_))) => Err(fault.not_done()),
             Err(fault) => {
                 // The writer looks at the file again; if it is busy, a later read asks it again.
                 let _ = self.jobs.try_send(Job::LookAgain);

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use cairn_client::{Client, ClientConfig, CreateVolume, Pem, StatusResponse};
+use cairn_node::env::{Disk as _, real::RealDisk};
 
 use super::{CHUNK_BYTES, COPIES, blocking, report::Copies, usage::Meter};
 use crate::{
@@ -38,9 +39,10 @@ pub async fn start_etcd(tools: Tools) -> Result<EtcdCluster> {
 
 impl Bed {
     pub async fn start(etcd: EtcdCluster, folder: &Path) -> Result<Self> {
+        let available = RealDisk.space(folder)?.available_bytes.to_string();
         // As in production, but that deleted content goes at once: it would fill the disk.
         let options = ClusterOptions::new(&ZONES, etcd.database_url("/bench"))
-            .with("CAPACITY", "1Pi") // all of the disk
+            .with("CAPACITY", available) // else the reserve is a part of a disk that may be full
             .with("LEASE_SECONDS", "10")
             .with("REPAIR_SECONDS", "5")
             .with("TICK_SECONDS", "1")

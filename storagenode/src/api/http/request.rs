@@ -19,6 +19,8 @@ pub(super) fn volume_of(uri: &Uri) -> Result<VolumeName, Refusal> {
 /// Volume and file in `/v1/volumes/{volume}/files/{path}`.
 pub(super) fn file_of(uri: &Uri) -> Result<(VolumeName, FilePath), Refusal> {
     let volume = volume_of(uri)?;
+    // A file's name may have one, and what is cut off would be another file.
+    let [] = query(uri, [])?;
     let raw = uri.path().splitn(6, '/').nth(5).unwrap_or_default();
     let refused = |what| Refusal::new(ErrorCode::InvalidPath, what);
     // A client that escapes a slash means a name with a slash in a part, which there is not.
@@ -40,10 +42,11 @@ pub(super) fn query<const N: usize>(uri: &Uri, names: [&str; N]) -> Result<[Opti
         };
         let name = text(name)?;
         let Some(place) = names.iter().position(|known| *known == name) else {
-            return Err(Refusal::invalid(format!(
-                "unknown parameter {name:?}; there are {}",
-                names.join(", ")
-            )));
+            let known = match N {
+                0 => "there are none here; in a file's name, `?` is written %3F".to_owned(),
+                _ => format!("there are {}", names.join(", ")),
+            };
+            return Err(Refusal::invalid(format!("unknown parameter {name:?}; {known}")));
         };
         if values[place].replace(text(value)?).is_some() {
             return Err(Refusal::invalid(format!("the parameter {name} is there twice")));
@@ -133,6 +136,12 @@ mod tests {
         for bad in ["/x?prefx=a", "/x?limit=1&limit=2", "/x?prefix=%ff", "/x?prefix=%"] {
             assert!(query(&bad.parse().unwrap(), ["prefix", "limit"]).is_err(), "{bad}");
         }
+        let cut: Uri = "/v1/volumes/v/files/what?1.txt".parse().unwrap();
+        let refused = file_of(&cut).unwrap_err();
+        assert!(
+            refused.code == ErrorCode::InvalidArgument && refused.to_string().contains("%3F"),
+            "{refused:?}"
+        );
         assert!(page_limit(Some("-1".into())).is_err());
         assert!(flag("with_files", Some("yes".into())).is_err());
     }

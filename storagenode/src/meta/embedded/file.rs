@@ -63,6 +63,8 @@ pub enum OpenError {
 #[derive(Debug)]
 pub(super) enum Fault {
     Closed,
+    /// Its name was deleted, or given to another file. The open one is kept: it is the last of what it holds.
+    Gone(String),
     Full(String),
     Io(String),
     Damaged(String),
@@ -78,7 +80,7 @@ impl Fault {
         match self {
             Self::Closed => closed(),
             Self::Full(why) => MetaError::Full(why.clone()),
-            Self::Io(why) => MetaError::Unavailable(why.clone()),
+            Self::Io(why) | Self::Gone(why) => MetaError::Unavailable(why.clone()),
             Self::Damaged(why) => MetaError::Damaged(why.clone()),
         }
     }
@@ -135,6 +137,8 @@ pub(super) struct Position {
 pub(super) struct DatabaseFile {
     /// `None` once closed, or while the file cannot be opened again.
     database: RwLock<Option<Database>>,
+    /// What the database writes to.
+    file: RwLock<Arc<dyn DiskFile>>,
     disk: Arc<dyn Disk>,
     folder: PathBuf,
     /// Held as long as this lives; released after the database, which is declared before it.
@@ -157,9 +161,10 @@ impl DatabaseFile {
         }
         sync_with_parents(&*disk, folder).map_err(io)?;
         let file = disk.open(&folder.join(FILE_NAME), OpenMode::ReadWrite).map_err(io)?;
-        let (database, position) = open_database(file, folder)?;
+        let (database, position) = open_database(file.clone(), folder)?;
         let opened = Self {
             database: RwLock::new(Some(database)),
+            file: RwLock::new(file),
             disk,
             folder: folder.to_owned(),
             lock: RwLock::new(Some(lock)),
@@ -186,7 +191,22 @@ impl DatabaseFile {
     pub(super) fn read<T>(&self, work: impl FnOnce(&Database) -> Result<T, Fault>) -> Result<T, Fault> {
         let database = self.database.read();
         let database = database.as_ref().ok_or(Fault::Closed)?;
+        self.check_name()?;
         caught(|| work(database))
+    }
+
+    /// Fails if what is done goes with the open file, and is not there for the next process.
+    pub(super) fn check_name(&self) -> Result<(), Fault> {
+        if !matches!(self.file.read().has_name(), Ok(false)) {
+            return Ok(());
+        }
+        let path = self.folder.join(FILE_NAME);
+        Err(Fault::Gone(format!(
+            "{} was deleted or replaced while it was in use: nothing is written to it any more. This process still has the \
+             last of it open: before you end it, copy it from /proc/{}/fd (`ls -l` there shows which one is deleted)",
+            path.display(),
+            std::process::id()
+        )))
     }
 
     /// Opens the file afresh and says how far it is on disk.
@@ -201,11 +221,13 @@ impl DatabaseFile {
         let file = self.disk.open(&self.folder.join(FILE_NAME), OpenMode::ReadWrite).map_err(failed)?;
         file.sync_all().map_err(failed)?;
         file.forget_cached(0, file.size().map_err(failed)?).map_err(failed)?;
-        let (database, position) = open_database(file, &self.folder).map_err(|error| match error {
-            OpenError::Damaged { .. } => Fault::Damaged(error.to_string()),
-            other => Fault::Io(other.to_string()),
-        })?;
+        let (database, position) =
+            open_database(file.clone(), &self.folder).map_err(|error| match error {
+                OpenError::Damaged { .. } => Fault::Damaged(error.to_string()),
+                other => Fault::Io(other.to_string()),
+            })?;
         *slot = Some(database);
+        *self.file.write() = file;
         Ok(position)
     }
 
@@ -321,7 +343,7 @@ fn words_of(panic: &(dyn Any + Send)) -> String {
 fn open_error(folder: &Path, fault: Fault) -> OpenError {
     match fault {
         Fault::Damaged(why) => OpenError::Damaged { file: folder.join(FILE_NAME), why },
-        Fault::Full(why) | Fault::Io(why) => {
+        Fault::Full(why) | Fault::Io(why) | Fault::Gone(why) => {
             OpenError::Io { folder: folder.to_owned(), error: io::Error::other(why) }
         }
         Fault::Closed => OpenError::Io { folder: folder.to_owned(), error: io::Error::other("closed") },

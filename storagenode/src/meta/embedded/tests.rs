@@ -53,6 +53,41 @@ async fn conforms() {
     subject.store.close().await;
 }
 
+/// Deleted, or another file in its place: what is written would be gone with the process, and nobody would know.
+#[tokio::test]
+async fn a_file_that_lost_its_name_takes_nothing_more() {
+    for replaced in [false, true] {
+        let folder = folder();
+        let store = open(folder.path()).await;
+        put(&store, "a", "1").await.unwrap();
+        let (path, kept) = (folder.path().join("meta.redb"), folder.path().join("kept"));
+        std::fs::copy(&path, &kept).unwrap();
+        if replaced {
+            std::fs::rename(&kept, &path).unwrap();
+        } else {
+            std::fs::remove_file(&path).unwrap();
+        }
+        for _ in 0..3 {
+            let told = [put(&store, "b", "2").await.unwrap_err(), store.get(b"a").await.unwrap_err()];
+            for error in told {
+                assert!(
+                    matches!(&error, MetaError::Unavailable(why) if why.contains("deleted or replaced")),
+                    "{error:?}"
+                );
+                assert!(error.to_string().contains(&format!("/proc/{}/fd", std::process::id())), "{error}");
+            }
+        }
+        // The last of what it holds is still open.
+        let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let deleted = format!("{} (deleted)", path.display());
+        assert!(
+            open.into_iter()
+                .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to == Path::new(&deleted)))
+        );
+        store.close().await;
+    }
+}
+
 #[tokio::test]
 async fn everything_survives_a_restart() {
     let folder = folder();

@@ -240,10 +240,16 @@ impl Writer {
             Err(fault) => Err(ApplyError::Before(fault)),
         };
         match self.env.blocking(applying).await {
-            Ok(applied) => self.done(applied, askers),
+            Ok(applied) => match self.file.check_name() {
+                Ok(()) => self.done(applied, askers),
+                Err(gone) => {
+                    self.publish(applied);
+                    self.answer_all(askers, &MetaError::Unknown(gone.not_done().to_string()));
+                }
+            },
             Err(ApplyError::Before(fault)) => {
                 let why = fault.not_done();
-                if !matches!(fault, Fault::Closed) {
+                if !matches!(fault, Fault::Closed | Fault::Gone(_)) {
                     self.suspect(None, why.clone());
                     // Answered as not done in any case.
                     let _ = self.settle().await;
