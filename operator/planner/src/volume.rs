@@ -247,7 +247,9 @@ fn outcome(
         ("Stalled", stalled.0, stalled.1),
     ];
     status.conditions = dated(found, observed.volume.metadata.generation, &before.conditions, now);
-    let recheck_after_s = if is_true(&status.conditions, "Ready") { REST_RECHECK_S } else { BUSY_RECHECK_S };
+    // A new volume's files are counted a moment after it is made: nobody should wait a minute to see that.
+    let rests = is_true(&status.conditions, "Ready") && status.files.is_some();
+    let recheck_after_s = if rests { REST_RECHECK_S } else { BUSY_RECHECK_S };
     VolumeOutcome { steps, why, status_changed: status != before, status, recheck_after_s }
 }
 

@@ -66,6 +66,13 @@ fn a_volume_is_created_and_then_rests() {
     assert!(outcome.steps.is_empty() && outcome.status_changed);
     assert_eq!(reason(&outcome, "Ready"), pair("True", "VolumeExists"));
     assert_eq!(outcome.status.size.as_deref(), Some("3Gi"));
+    assert_eq!(outcome.recheck_after_s, REST_RECHECK_S);
+
+    let uncounted = Stored::Present(StoredVolume { files: None, bytes: None, ..stored() });
+    let new = VolumeObserved { stored: uncounted, ..seen.clone() };
+    let waiting = reconcile(&new, now());
+    assert_eq!(reason(&waiting, "Ready"), pair("True", "VolumeExists"));
+    assert_eq!(waiting.recheck_after_s, BUSY_RECHECK_S, "soon its files are counted");
 
     seen.volume.status = Some(outcome.status);
     assert!(!reconcile(&seen, now()).status_changed, "nothing is written at rest");
