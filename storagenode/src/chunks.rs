@@ -61,7 +61,7 @@ mod write;
 pub use format::{Sighting, Tombstone};
 pub use header::{ChunkError, ChunkHeader, SealedChunk, crc32c, frame_count, plain_frame_length};
 pub use identity::{Identity, holds_disk, peek_identity};
-pub use inspect::Checked;
+pub use inspect::{Checked, ChunkState};
 pub use kek::{Kek, KekError, KekId, UnwrapError, wrapped_with};
 pub use recover::{CorruptRange, RecoveryReport};
 pub use seal::{FrameError, GenerationKey, VolumeKey, open_frame, seal_chunk};

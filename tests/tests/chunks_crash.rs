@@ -310,14 +310,7 @@ fn a_failed_sync_acknowledges_nothing_and_the_next_segment_takes_over() {
     SimTime::default().runtime().block_on(async {
         let store = open_store(1, &disk).await.unwrap().0;
         store.put(chunk(1), Purpose::Write).await.unwrap();
-        let fault = Fault {
-            operation: Operation::Sync,
-            path: ".seg".into(),
-            after: 0,
-            times: 1,
-            os_error: libc::EIO,
-        };
-        disk.fail(fault);
+        disk.fail_once(Operation::Sync, ".seg");
         assert!(matches!(store.put(chunk(2), Purpose::Write).await, Err(PutError::Failed(_))));
         assert_eq!(store.contains(id(2)), Presence::Absent);
         assert_eq!(store.put(chunk(3), Purpose::Write).await, Ok(PutOutcome::Stored));
@@ -337,14 +330,7 @@ fn after_a_failed_write_earlier_chunks_are_read_again() {
         store.put(chunk(1), Purpose::Write).await.unwrap();
         store.put(chunk(2), Purpose::Write).await.unwrap();
         disk.rot(&segments(&disk)[0].0, 4096 + 76 + 5, 1);
-        let fault = Fault {
-            operation: Operation::Write,
-            path: ".seg".into(),
-            after: 0,
-            times: 1,
-            os_error: libc::EIO,
-        };
-        disk.fail(fault);
+        disk.fail_once(Operation::Write, ".seg");
         assert!(store.put(chunk(3), Purpose::Write).await.is_err());
         assert_eq!(store.put(chunk(4), Purpose::Write).await, Ok(PutOutcome::Stored));
         assert_eq!(store.contains(id(1)), Presence::Absent);
@@ -404,14 +390,7 @@ fn a_group_whose_sync_failed_is_not_believed_from_the_cache() {
     let disk = SimDisk::new(64 << 20);
     in_store(&disk, async |store| {
         store.put(chunk(1), Purpose::Write).await.unwrap();
-        let fault = Fault {
-            operation: Operation::Sync,
-            path: ".seg".into(),
-            after: 0,
-            times: 1,
-            os_error: libc::EIO,
-        };
-        disk.fail(fault);
+        disk.fail_once(Operation::Sync, ".seg");
         assert!(store.put(chunk(2), Purpose::Write).await.is_err());
     });
     disk.kill();

@@ -92,14 +92,7 @@ fn what_a_failed_sync_left_behind_a_mark_is_not_believed_from_the_cache() {
     let disk = SimDisk::new(64 << 20);
     in_store(&disk, async |store| {
         store.put(chunk(1), Purpose::Write).await.unwrap();
-        let fault = Fault {
-            operation: Operation::Sync,
-            path: ".seg".into(),
-            after: 0,
-            times: 1,
-            os_error: libc::EIO,
-        };
-        disk.fail(fault);
+        disk.fail_once(Operation::Sync, ".seg");
         // The pages of the first chunk are read again at once; the second of the group is beyond them.
         let failed = [7, 2].map(|n| store.put(chunk(n), Purpose::Write));
         assert!(join_all(failed).await.iter().all(Result::is_err));
@@ -176,13 +169,7 @@ fn damage_that_a_start_finds_is_remembered() {
     disk.kill();
     let (segment, _) = segments(&disk).remove(0);
     disk.rot(&segment, place_of(&disk, &segment, &chunk(10).frames[1]) + 100, 1);
-    disk.fail(Fault {
-        operation: Operation::Sync,
-        path: ".seg".into(),
-        after: 0,
-        times: 1,
-        os_error: libc::EIO,
-    });
+    disk.fail_once(Operation::Sync, ".seg");
     for _ in 0..2 {
         in_store(&disk, async |store| {
             assert_eq!((store.usage().damaged_chunks, store.usage().torn_chunks), (1, 0));

@@ -37,6 +37,15 @@ fn is_settled(status: &StatusResponse) -> bool {
     status.placement_groups > 0 && status.settled == status.placement_groups
 }
 
+/// Stops the nodes and reads their disks.
+fn must_be_whole(cluster: &mut CairnCluster) {
+    for node in 0..cluster.len() {
+        cluster.stop(node);
+        let verified = run(cluster.spec(node).args(["verify"]), None, Duration::from_secs(60)).unwrap();
+        assert!(verified.stdout.contains("all of it is whole\n"), "n{}: {verified:?}", node + 1);
+    }
+}
+
 /// What was acknowledged is in the last group of every disk; after the crash, nobody can tell rot there from a torn write.
 #[tokio::test(flavor = "multi_thread")]
 async fn rot_in_the_last_writes_before_a_crash_is_mended() {
@@ -62,11 +71,7 @@ async fn rot_in_the_last_writes_before_a_crash_is_mended() {
     for node in 0..3 {
         must_read(&cluster.client_of(&[node]), "precious", &bytes).await;
     }
-    for node in 0..3 {
-        cluster.stop(node);
-        let verified = run(cluster.spec(node).args(["verify"]), None, Duration::from_secs(60)).unwrap();
-        assert!(verified.stdout.contains("all of it is whole\n"), "n{}: {verified:?}", node + 1);
-    }
+    must_be_whole(&mut cluster);
 }
 
 /// A record's header is small, and all that tells how to check its frames. One wrong byte of it is computed.
@@ -102,11 +107,7 @@ async fn a_wrong_byte_in_the_header_of_every_copy_loses_nothing() {
     for (path, bytes) in [("one", &one), ("two", &two)] {
         must_read(&cluster.client_of(&[2]), path, bytes).await;
     }
-    for node in 0..3 {
-        cluster.stop(node);
-        let verified = run(cluster.spec(node).args(["verify"]), None, Duration::from_secs(60)).unwrap();
-        assert!(verified.stdout.contains("all of it is whole\n"), "n{}: {verified:?}", node + 1);
-    }
+    must_be_whole(&mut cluster);
 }
 
 /// The disks are read through by their nodes: nobody has to want a file for its damage to be found.

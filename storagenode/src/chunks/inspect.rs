@@ -19,9 +19,18 @@ const LOOKED_AT_ONCE: usize = 10_000;
 /// What a look at one chunk found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checked {
-    /// Read from the device, about.
+    /// Of its record.
     pub bytes: u64,
-    pub whole: bool,
+    pub state: ChunkState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChunkState {
+    Whole,
+    /// It is set apart now.
+    Damaged,
+    /// The disk did not answer, or the chunk went meanwhile: nothing is known of it.
+    Unread,
 }
 
 impl ChunkStore {
@@ -72,20 +81,22 @@ impl ChunkStore {
         found.into_iter().map(|(id, _)| id).collect()
     }
 
-    /// Reads a chunk from the device; one that is damaged is set apart, as if somebody had wanted it. `None` if it is not here,
-    /// or the disk could not be asked.
+    /// Reads a chunk from the device; one that is damaged is set apart, as if somebody had wanted it. `None` if it is not here.
     pub async fn check(&self, id: ChunkId) -> Option<Checked> {
         let Some(Known::Present(entry)) = self.inner.index.read().get(id) else { return None };
-        let checked = |whole| Some(Checked { bytes: record_length(entry.plain_length), whole });
-        match self.verify(id, entry).await {
-            Ok(()) => checked(true),
+        let state = match self.verify(id, entry).await {
+            Ok(()) => ChunkState::Whole,
             Err(RecordFault::Disk(error)) => {
                 tracing::warn!(chunk = %id, %error, "could not read a chunk again");
-                None
+                ChunkState::Unread
             }
             // If buried or moved meanwhile, the bytes may be gone, and that is no damage.
-            Err(RecordFault::Corrupt(reason)) => checked(!self.inner.set_apart(id, &entry, &reason)),
-        }
+            Err(RecordFault::Corrupt(reason)) => match self.inner.set_apart(id, &entry, &reason) {
+                true => ChunkState::Damaged,
+                false => ChunkState::Unread,
+            },
+        };
+        Some(Checked { bytes: record_length(entry.plain_length), state })
     }
 
     /// Reads a damaged chunk again, from the device: an error may pass, and a disk come back. `true` if it is whole and counts

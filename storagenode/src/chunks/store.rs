@@ -102,10 +102,10 @@ pub struct Ticket {
 
 /// Bytes that a chunk takes in a segment.
 pub fn record_bytes(header: &ChunkHeader) -> u64 {
-    align(record_header_length(header.plain_length) + header.sealed_length())
+    record_length(header.plain_length)
 }
 
-/// The same, about, of a chunk whose header is not at hand.
+/// The same, of a chunk whose header is not at hand.
 pub fn record_length(plain_length: u32) -> u64 {
     let frames = u64::from(frame_count(plain_length));
     align(record_header_length(plain_length) + u64::from(plain_length) + frames * TAG_BYTES as u64)

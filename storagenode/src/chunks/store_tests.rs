@@ -249,6 +249,20 @@ async fn deletes_give_space_back() {
     drop(store);
 }
 
+/// What lies open can still be read, but nothing new can be written, and all of it goes with the process.
+#[tokio::test]
+async fn deleted_segments_are_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(&folder);
+    let store = open(&options).await;
+    store.put(chunk(1, 1_000), Purpose::Write).await.unwrap();
+    assert_eq!(store.look().await, Ok(()));
+    std::fs::remove_dir_all(options.folder.join("segments")).unwrap();
+    let gone = store.look().await.unwrap_err();
+    assert_eq!(gone.folder, options.folder);
+    assert!(gone.to_string().contains("start the node on a new disk"), "{gone}");
+}
+
 #[tokio::test]
 async fn capacity_and_reserve_hold() {
     let folder = tempfile::tempdir().unwrap();

@@ -195,7 +195,7 @@ impl Writer {
         let rest = match result {
             Ok(()) => REMEMBER_EVERY,
             Err(error) => {
-                tracing::warn!(%error, "cannot write down which chunks are damaged; tried again");
+                tracing::warn!(%error, "cannot write down which chunks are damaged; tried again in a minute: check the disk and its free space");
                 REMEMBER_RETRY
             }
         };

@@ -12,7 +12,10 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::{chunks::ChunkStore, env::Env};
+use crate::{
+    chunks::{ChunkState, ChunkStore},
+    env::Env,
+};
 
 /// Whatever the pace, the next chunk is read after so long: what the disk holds, and so the pace, changes meanwhile.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -47,15 +50,17 @@ impl Scrub {
         let began = clock.monotonic();
         let count = self.store.segment_count();
         let first = if count == 0 { 0 } else { self.env.random.below(u64::from(count)) as u32 };
-        let (mut chunks, mut damaged) = (0u64, 0u64);
+        let (mut chunks, mut damaged, mut unread) = (0u64, 0u64, 0u64);
         let mut pace = Pace::new(began);
         for slot in (first..count).chain(0..first) {
+            let all = self.store.usage().used_bytes;
             for id in self.store.chunks_of_segment(slot).await {
                 let Some(checked) = self.store.check(id).await else { continue };
                 chunks += 1;
-                damaged += u64::from(!checked.whole);
-                let wait =
-                    pace.after(checked.bytes, self.store.usage().used_bytes, self.period, clock.monotonic());
+                damaged += u64::from(checked.state == ChunkState::Damaged);
+                unread += u64::from(checked.state == ChunkState::Unread);
+                // Also after what could not be read: a disk that does not answer is not asked in a rush.
+                let wait = pace.after(checked.bytes, all, self.period, clock.monotonic());
                 if wait >= BURST {
                     clock.sleep(wait.min(LONGEST_PAUSE)).await;
                 }
@@ -63,7 +68,7 @@ impl Scrub {
         }
         let took = clock.monotonic() - began;
         if chunks > 0 {
-            info!(chunks, damaged, seconds = took.as_secs(), "read the whole disk again");
+            info!(chunks, damaged, unread, seconds = took.as_secs(), "read the whole disk again");
         }
         let rest = self.period.saturating_sub(took);
         clock.sleep(if chunks > 0 { rest } else { rest.min(EMPTY_PAUSE) }).await;

@@ -255,6 +255,11 @@ impl SimDisk {
         self.state.lock().faults.push(fault);
     }
 
+    /// The next one on such a path fails: the device cannot do it.
+    pub fn fail_once(&self, operation: Operation, path: &str) {
+        self.fail(Fault { operation, path: path.into(), after: 0, times: 1, os_error: libc::EIO });
+    }
+
     /// From now on says that these syncs succeeded without doing them: plants the bug of a forgotten sync.
     pub fn lie_about(&self, operation: Operation) {
         self.state.lock().lies.push(operation);
