@@ -92,6 +92,26 @@ fn the_image_of_the_dockerfile_is_the_one_that_tests_run() {
     assert_eq!(paths, wanted);
 }
 
+#[test]
+fn the_dockerfile_installs_what_setup_finds_missing() {
+    let setup = repository(".ci/setup");
+    let (build, _) = setup.split_once("!= build ]").expect("what only tests need comes after");
+    let wants = build
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.split_once("want ").map(|(_, words)| words));
+    let packages: BTreeSet<&str> = wants.filter_map(|words| words.split_whitespace().nth(1)).collect();
+    // The image of the stage that builds has a C compiler.
+    let beyond_c: BTreeSet<&str> =
+        packages.iter().copied().filter(|p| !["gcc", "libc6-dev"].contains(p)).collect();
+    assert!(packages.len() - beyond_c.len() == 2 && !beyond_c.is_empty(), "{packages:?}");
+    let dockerfile = repository("Dockerfile");
+    let (_, installed) = dockerfile.split_once("--no-install-recommends ").expect("packages");
+    let installed: BTreeSet<&str> =
+        installed.lines().next().unwrap().trim_end_matches('\\').split_whitespace().collect();
+    assert_eq!(installed, beyond_c);
+}
+
 /// The segments of a program that the kernel reads before it starts it (ELF64, little-endian: "Program header").
 fn segments(program: &[u8]) -> Vec<u32> {
     assert_eq!(program[..6], *b"\x7fELF\x02\x01", "a 64-bit little-endian program");

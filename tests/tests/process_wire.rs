@@ -4,6 +4,7 @@
 use std::{fs, path::Path, time::Duration};
 
 use bytes::Bytes;
+use cairn_client::StatusResponse;
 use cairn_tests::{
     cairn::{CairnCluster, ClusterOptions},
     etcd::EtcdCluster,
@@ -77,14 +78,15 @@ async fn nothing_readable_goes_over_the_wire() {
     let path = "a-name-that-nobody-may-read";
     put(&cluster.client_of(&[0]), path, content.clone()).await;
     must_read(&cluster.client_of(&[1]), path, &content).await;
+    // Two copies are enough for an upload: the third may still be on its way, and would end with its node.
+    let all_copies = |status: &StatusResponse| {
+        status.settled == status.placement_groups && status.nodes.iter().all(|node| node.chunks == 1)
+    };
+    cluster.wait("three copies", all_copies).await;
     cluster.kill(2);
     cluster.lose_disk(2);
     cluster.restart(2);
-    cluster
-        .wait("the lost disk is filled from the others", |status| {
-            status.settled == status.placement_groups && status.nodes.iter().all(|node| node.chunks == 1)
-        })
-        .await;
+    cluster.wait("the lost disk is filled from the others", all_copies).await;
 
     let address = cluster.grpc(0);
     let seen = capture.finish(&address).await;

@@ -146,7 +146,8 @@ fn quick_lint_setup_and_build_are_parts_of_what_make_test_runs() {
     assert_eq!(calls(&["setup"]), ["setup"]);
     assert_eq!(all[0], "setup", "{all:?}");
     let lint = calls(&["lint"]);
-    assert!(lint.len() == 2 && lint.iter().all(|call| all.contains(call)), "{lint:?} of {all:?}");
+    assert!(lint.len() == 3 && lint[0] == "setup build", "{lint:?}");
+    assert!(lint[1..].iter().all(|call| all.contains(call)), "{lint:?} of {all:?}");
     // The programs; a run of all tests builds these with the same words.
     assert_eq!(calls(&["build"]), ["setup build", "cargo build --profile ci --workspace --bins"]);
     assert!(all.iter().any(|call| call == "cargo build --profile ci --workspace --bins --tests"), "{all:?}");
@@ -154,13 +155,17 @@ fn quick_lint_setup_and_build_are_parts_of_what_make_test_runs() {
     let quick = calls(&["quick"]);
     assert_eq!(
         quick,
-        ["cargo fmt --all --check", "cargo test --profile ci --workspace --no-fail-fast --lib --test tidy"]
+        [
+            "setup build",
+            "cargo fmt --all --check",
+            "cargo test --profile ci --workspace --no-fail-fast --lib --test tidy"
+        ]
     );
     let runs = |words: &str| {
         let begin = "cargo test --profile ci --workspace --no-fail-fast ";
         all.iter().any(|call| call.starts_with(begin) && format!("{call} ").contains(words))
     };
-    assert!(all.contains(&quick[0]) && runs(" --lib ") && runs(" --test tidy "), "{quick:?} of {all:?}");
+    assert!(all.contains(&quick[1]) && runs(" --lib ") && runs(" --test tidy "), "{quick:?} of {all:?}");
 }
 
 #[test]
