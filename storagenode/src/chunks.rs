@@ -4,6 +4,7 @@
 //! DATA_DIR/lock                                held while the folder is open
 //! DATA_DIR/identity, identity.copy             cluster, node, incarnation, boot counter (R9), twice
 //! DATA_DIR/damage                              chunks that are known to be damaged
+//! DATA_DIR/removed                             segments that were given back
 //! DATA_DIR/segments/BOOT-NUMBER.seg            records, appended in groups (R8)
 //! ```
 //!
@@ -27,7 +28,8 @@
 //! | `index`, `space`, `damage` | what is here; how much room is left (R16); what is known to be damaged |
 //! | `inspect`, `verify` | looking whether the disk and its chunks are still what they were |
 //! | `open`, `store`, `flight` | taking up a folder; [`ChunkStore`]; one write at a time of each chunk |
-//! | `write`, `layout`, `hole`, `read` | the one task that writes; a group's bytes; space given back; reading |
+//! | `write`, `group`, `layout`, `read` | the one task that writes; what it is asked for; a group's bytes; reading |
+//! | `hole`, `compact`, `removed` | space given back: inside segments, and whole ones |
 
 use std::{
     io,
@@ -36,10 +38,12 @@ use std::{
 
 use cairn_placement::{ChunkId, Generation, VolumeId};
 
+mod compact;
 mod correct;
 mod damage;
 mod flight;
 mod format;
+mod group;
 mod header;
 mod hole;
 mod identity;
@@ -50,6 +54,7 @@ mod layout;
 mod open;
 mod read;
 mod recover;
+mod removed;
 mod scan;
 mod seal;
 mod segment;
@@ -58,6 +63,7 @@ mod store;
 mod verify;
 mod write;
 
+pub use compact::Compaction;
 pub use format::{Sighting, Tombstone};
 pub use header::{ChunkError, ChunkHeader, SealedChunk, crc32c, frame_count, plain_frame_length};
 pub use identity::{Identity, holds_disk, peek_identity};
@@ -183,6 +189,8 @@ pub enum Purpose {
     Write,
     /// Repair: may use half of the reserve.
     Repair,
+    /// What gives back more than it takes, a little later: may use three quarters of the reserve.
+    Compact,
 }
 
 /// A chunk that is durable here.

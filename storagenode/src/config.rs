@@ -275,6 +275,8 @@ impl<'a> Reader<'a> {
             truth: Duration::from_secs(between("COMPARE_SECONDS", 1, 86_400)),
             scrub: Some(Duration::from_secs(between("SCRUB_SECONDS", 0, 31_536_000)))
                 .filter(|period| !period.is_zero()),
+            compact: Some(Duration::from_secs(between("COMPACT_SECONDS", 0, 31_536_000)))
+                .filter(|period| !period.is_zero()),
             tick: Duration::from_secs(between("TICK_SECONDS", 1, 3_600)),
             sweep_every_ticks: between("SWEEP_TICKS", 2, 100_000),
             quarantine_ticks: between("QUARANTINE_TICKS", 1, 1_000_000),

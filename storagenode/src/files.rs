@@ -14,6 +14,7 @@ mod commit;
 mod damage;
 mod download;
 pub mod gateway;
+mod moves;
 mod namespace;
 mod page;
 pub mod path;
@@ -58,6 +59,18 @@ pub struct UploadSpec {
     pub blake3: Option<[u8; 32]>,
     pub condition: Condition,
     pub content_type: String,
+}
+
+/// A file's new name.
+#[derive(Debug, Clone)]
+pub struct MoveSpec {
+    pub volume: VolumeName,
+    pub path: FilePath,
+    pub to: FilePath,
+    /// Only this version of the file.
+    pub if_match: Option<Generation>,
+    /// What must hold of the file that has the new name; if there is one, it is replaced.
+    pub condition: Condition,
 }
 
 /// Content on its way in; an error ends the upload and nothing has changed.
@@ -232,6 +245,9 @@ pub trait Files: Send + Sync {
         path: &FilePath,
         condition: Condition,
     ) -> Result<FileInfo, FileError>;
+
+    /// Gives a file another name in its volume, at one moment; gives it under the new one.
+    async fn move_file(&self, spec: MoveSpec) -> Result<FileInfo, FileError>;
 
     /// Creates a volume, or answers the one that exists with the same settings (`false`). `copies` 0: three, or as
     /// many as there are zones (nodes, if all are in one zone); `chunk_size_bytes` 0: 4 MiB.

@@ -80,6 +80,8 @@ pub struct Timings {
     pub truth: Duration,
     /// In which a node reads all of its disk again, about; never if absent.
     pub scrub: Option<Duration>,
+    /// Between looks for segments that are mostly garbage; never if absent.
+    pub compact: Option<Duration>,
     /// How long a start waits for the metadata store.
     pub join: Duration,
 }
@@ -95,6 +97,7 @@ impl Default for Timings {
             repair: Duration::from_secs(5),
             truth: Duration::from_secs(30),
             scrub: Some(Duration::from_secs(14 * 86_400)),
+            compact: Some(Duration::from_secs(600)),
             join: Duration::from_secs(120),
         }
     }
@@ -225,6 +228,7 @@ impl Node {
         let lost = move |cause: String| by_name.end(&name, Ended::NameTaken(cause));
         self.start_looking(end);
         self.start_scrub();
+        self.start_compacting();
         self.start_telling_of_damage();
         let lease = register::keep_alive(env, meta, self.registration.clone(), self.stop_lease.clone(), lost);
         self.tasks.spawn(lease);

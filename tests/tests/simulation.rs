@@ -20,10 +20,12 @@ const SEEDS: Range<u64> = 0..1_000;
 /// Of these, so many are played twice.
 const REPLAYED: usize = 25;
 /// What every thousand histories must have seen of each, at least: else the simulation shows less than it says.
-const SEEN: [(&str, usize); 9] = [
+const SEEN: [(&str, usize); 11] = [
     ("bytes: done", 5_000),
     ("Create(", 1_000),
     ("Delete: done", 500),
+    ("Move(", 2_000),
+    ("): done", 1_000),
     ("Get: Some(Some(", 3_000),
     ("loses its power", 300),
     ("loses its disk", 50),

@@ -8,14 +8,18 @@ use cairn_node::{
     files::{Condition, FileError, FileInfo, FilePath, RangeSpec, SharedFiles, UploadSpec, VolumeName},
     meta::{
         Op, Txn,
-        keys::{self, restored::RestoredRecord},
+        keys::{
+            self,
+            file::{Extent, FileRecord},
+            restored::RestoredRecord,
+        },
     },
 };
-use cairn_placement::VolumeId;
+use cairn_placement::{Generation, VolumeId};
 use cairn_tests::sim::{
     cluster::{SimCluster, runtime},
     leftovers::Leftovers,
-    plants::Plant,
+    plants::{HARE, Plant},
 };
 use futures::{StreamExt, stream};
 
@@ -126,6 +130,39 @@ async fn late_commit(plant: Plant) -> Result<(), String> {
     }
 }
 
+/// A file that is renamed while sweeps read the records, so that none of their pages has it.
+async fn renamed_during_scans(plant: Plant) -> Result<(), String> {
+    let cluster = cluster(plant).await;
+    upload(&cluster, "zz", 2, Duration::ZERO).await.await.expect("a file is stored");
+    assert!(cluster.meta().get(HARE).await.unwrap().is_some(), "it is the one that moves");
+    // More than a page of empty files.
+    let extents = vec![Extent { generation: Generation([0; 16]), length_bytes: 0 }];
+    let record = FileRecord {
+        chunk_size_bytes: CHUNK_BYTES as u32,
+        copies: 3,
+        blake3: [0; 32],
+        modified_unix_ms: 0,
+        content_type: String::new(),
+        extents,
+    };
+    for from in (0..1_500).step_by(100) {
+        let put = |n: u32| Op::put(keys::file::key(VOLUME, &format!("m{n:04}")), record.encode());
+        let then = (from..from + 100).map(put).collect();
+        cluster.meta().txn(Txn { compare: vec![], then, otherwise: vec![] }).await.unwrap();
+    }
+    let before = sweeps(&cluster);
+    cluster.clock.sleep(Duration::from_secs(400)).await;
+    assert!(sweeps(&cluster) > before + 10, "only {} sweeps", sweeps(&cluster));
+    for name in ["zz", "!"] {
+        match read(&cluster.files(1).unwrap(), name).await {
+            Err(FileError::FileNotFound { .. }) => {}
+            Ok(bytes) if bytes == content(2) => return Ok(()),
+            other => return Err(format!("lost: {:?}", other.map(|bytes| bytes.len()))),
+        }
+    }
+    Err("lost: it has neither name".into())
+}
+
 fn play(scenario: impl AsyncFn(Plant) -> Result<(), String>, plant: Plant) -> Result<(), String> {
     runtime().block_on(scenario(plant))
 }
@@ -150,6 +187,17 @@ fn a_late_commit_does_not_bring_back_what_was_swept() {
 fn an_epoch_that_is_not_compared_is_found() {
     let error = play(late_commit, Plant::EpochNotCompared).unwrap_err();
     assert!(error.starts_with("a file without content: "), "{error}");
+}
+
+#[test]
+fn a_file_that_is_renamed_during_sweeps_stays() {
+    assert_eq!(play(renamed_during_scans, Plant::MovesDuringScans), Ok(()));
+}
+
+#[test]
+fn a_sweep_that_does_not_watch_is_found() {
+    let error = play(renamed_during_scans, Plant::WatchIgnored).unwrap_err();
+    assert!(error.starts_with("lost: "), "{error}");
 }
 
 /// A commit without an answer may have happened, whatever the store says next: what it names is not taken back.

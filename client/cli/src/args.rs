@@ -93,6 +93,7 @@ pub enum Command {
     Put(Put),
     Get(Get),
     Cp(Cp),
+    Mv(Mv),
     Ls(Ls),
     Du(Du),
     Rm(Rm),
@@ -226,6 +227,32 @@ pub struct Cp {
     /// Copy a folder's files also where the same is there already
     #[arg(long)]
     pub force: bool,
+    /// Files at the same time
+    #[arg(long, short, default_value = "8", value_name = "N", value_parser = parse_jobs)]
+    pub jobs: NonZeroUsize,
+}
+
+/// Move a file, or all files below a path, to another name
+///
+/// Names mean the same as with `cairn cp`. Within a volume a file moves at one moment, without its content being read: it has
+/// the old name or the new one, never both and never neither; a file that has the new name is replaced. A folder is moved file by
+/// file, and what broke off is taken up again by the same command. Into another volume, a file is copied, then deleted.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  cairn mv files/report.pdf files/2026/may.pdf
+  cairn mv files/report.pdf files/2026/       under its own name
+  cairn mv files/photos files/2026/photos     every file below files/photos/, one by one
+  cairn mv files/photos archive/              into another volume: copied, then deleted")]
+pub struct Mv {
+    /// What: VOLUME/PATH of a file, or of a folder; VOLUME is all of it
+    #[arg(value_name = "SOURCE")]
+    pub source: Address,
+    /// Where to: VOLUME or VOLUME/PATH
+    #[arg(value_name = "TARGET")]
+    pub target: Address,
+    /// Refuse to replace a file that is there
+    #[arg(long)]
+    pub if_absent: bool,
     /// Files at the same time
     #[arg(long, short, default_value = "8", value_name = "N", value_parser = parse_jobs)]
     pub jobs: NonZeroUsize,
@@ -434,6 +461,7 @@ mod tests {
             "cairn put photos files --force",
             "cairn get files/photos - --force",
             "cairn cp files/a archive/ -j 3 --if-absent --force",
+            "cairn mv files/a files/b -j 3 --if-absent",
             "cairn du",
             "cairn du files/photos",
             "cairn ls",
@@ -467,6 +495,8 @@ mod tests {
             "cairn cp files/a",
             "cairn cp files/a ./here",
             "cairn cp files/a b --if-absent --if-match 3",
+            "cairn mv files/a",
+            "cairn mv files/a ./here",
             "cairn du files//a",
             "cairn mkvol files --copies 8",
             "cairn mkvol files --copies 0",
@@ -500,7 +530,7 @@ mod tests {
     fn the_help_has_exit_codes_and_examples() {
         let mut command = Arguments::command();
         assert!(command.render_help().to_string().contains("Exit codes:"));
-        for name in ["put", "get", "ls", "rm", "stat", "mkvol", "status"] {
+        for name in ["put", "get", "cp", "mv", "ls", "rm", "stat", "mkvol", "status"] {
             let help = command.find_subcommand_mut(name).unwrap().render_long_help().to_string();
             assert!(help.contains("Examples:"), "{name}");
         }

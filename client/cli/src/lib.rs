@@ -2,7 +2,7 @@
 //!
 //! - `args` what can be typed, `address` what `VOLUME/PATH` means, `connect` which cluster is meant;
 //! - `failure` errors and exit codes, `output` text and JSON, `local` this machine's files;
-//! - `transfer` many files at once, `below` what is in a folder of a volume, `present` what need not be transferred again.
+//! - `transfer` many files at once, `below` what is in a folder of a volume, `places` where it goes, `present` what need not be transferred again.
 
 mod address;
 mod args;
@@ -15,7 +15,9 @@ mod failure;
 mod get;
 mod local;
 mod ls;
+mod mv;
 mod output;
+mod places;
 mod present;
 mod put;
 mod rm;
@@ -119,6 +121,7 @@ async fn dispatch(arguments: Arguments, output: &Output) -> Result<Exit, Failure
         Command::Put(put) => put::run(&client(put.jobs.get())?, put, output).await,
         Command::Get(get) => get::run(&client(get.jobs.get())?, get, output).await,
         Command::Cp(cp) => cp::run(&client(cp.jobs.get())?, cp, output).await,
+        Command::Mv(mv) => mv::run(&client(mv.jobs.get())?, mv, output).await,
         Command::Ls(ls) => ls::run(&client(1)?, ls, output).await,
         Command::Du(du) => du::run(&client(1)?, du, output).await,
         Command::Rm(rm) => rm::run(&client(rm.jobs.get())?, rm, output).await,

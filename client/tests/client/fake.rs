@@ -259,6 +259,23 @@ impl Files for Fake {
         self.state.lock().unwrap().files.remove(&(wanted.volume, wanted.path));
         after(fault, DeleteResponse { file: Some(info) })
     }
+
+    async fn r#move(&self, request: Request<MoveRequest>) -> Result<Response<MoveResponse>, Status> {
+        let fault = self.enter("move", &request);
+        apply(fault).await?;
+        let MoveRequest { volume, path, to_path, if_match, to_condition } = request.into_inner();
+        let (info, content) = self.find(&volume, &path)?;
+        if !if_match.is_empty() && if_match != info.etag {
+            return Err(refusal(ErrorCode::PreconditionFailed));
+        }
+        self.check(&volume, &to_path, to_condition)?;
+        let moved = FileInfo { path: to_path.clone(), ..info };
+        let mut state = self.state.lock().unwrap();
+        state.files.remove(&(volume.clone(), path));
+        state.files.insert((volume, to_path), (moved.clone(), content));
+        drop(state);
+        after(fault, MoveResponse { file: Some(moved) })
+    }
 }
 
 /// An authority and what it signs.

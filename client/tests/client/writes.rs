@@ -1,7 +1,7 @@
 //! Uploads and deletions: whole or not at all, repeated only when that is safe.
 
 use bytes::Bytes;
-use cairn_client::{BytesSource, Client, Condition, Counter, Effect, ErrorCode, UploadOptions};
+use cairn_client::{BytesSource, Client, Condition, Counter, Effect, ErrorCode, MoveOptions, UploadOptions};
 use futures::stream;
 
 use crate::fake::{Fault, cutting_proxy, dead_address};
@@ -208,4 +208,47 @@ async fn a_deletion_whose_answer_is_lost_is_looked_for() {
     assert!(cluster.fake.content("a").is_none());
     let error = client.delete("files", "a", Condition::Always).await.unwrap_err();
     assert!(error.is_not_found());
+}
+
+#[tokio::test]
+async fn a_move_whose_answer_is_lost_is_looked_for() {
+    let cluster = Cluster::start(2).await;
+    let client = cluster.client();
+    let moved = async |path: &str, to: &str, options| client.move_file("files", path, to, options).await;
+    let file = cluster.fake.store("a", b"1");
+    // Done, told wrongly; not done, and done at the second try; done at the first, which the second cannot know.
+    for (faults, path, to, calls) in [
+        (vec![Fault::DoThenBreak], "a", "b", 1),
+        (vec![Fault::SkipThenUnknown], "b", "c", 3),
+        (vec![Fault::SkipThenUnknown, Fault::DoThenUnknown], "c", "d", 5),
+    ] {
+        cluster.fake.fail("move", faults);
+        let seen = moved(path, to, MoveOptions::default()).await.unwrap();
+        assert_eq!((seen.path.as_str(), &seen.etag), (to, &file.etag));
+        assert_eq!(cluster.fake.calls("move"), calls, "{path} {to}");
+        assert!(cluster.fake.content(path).is_none());
+    }
+    // A file that is stored under the old name meanwhile is another one, and is not touched.
+    let newer = cluster.fake.store("a", b"2");
+    cluster.fake.fail("move", [Fault::SkipThenUnknown]);
+    let old = MoveOptions { if_match: Some("0".repeat(32)), ..MoveOptions::default() };
+    let error = moved("a", "e", old).await.unwrap_err();
+    assert_eq!((error.code(), error.effect()), (ErrorCode::CommitUnknown, Effect::Unknown));
+    assert!(error.help().contains("cairn stat"));
+    assert_eq!(client.stat("files", "a").await.unwrap().etag, newer.etag);
+}
+
+#[tokio::test]
+async fn a_move_that_is_refused_is_told_and_not_repeated() {
+    let cluster = Cluster::start(1).await;
+    let client = cluster.client();
+    cluster.fake.store("a", b"1");
+    cluster.fake.store("b", b"2");
+    let only_new = MoveOptions { condition: Condition::IfAbsent, ..MoveOptions::default() };
+    let error = client.move_file("files", "a", "b", only_new).await.unwrap_err();
+    assert_eq!((error.code(), error.effect()), (ErrorCode::PreconditionFailed, Effect::Nothing));
+    assert_eq!(cluster.fake.calls("move"), 1);
+    let error = client.move_file("files", "z", "b", MoveOptions::default()).await.unwrap_err();
+    assert!(error.is_not_found());
+    assert_eq!((cluster.fake.calls("move"), cluster.fake.content("b").unwrap()), (1, Bytes::from("2")));
 }

@@ -44,6 +44,11 @@ pub fn etag(text: &str) -> Result<Generation, Refusal> {
     text.parse().map_err(|_| Refusal::invalid("an etag of this store has 32 hexadecimal digits (0-9, a-f)"))
 }
 
+/// The version that is meant; none if the text is empty.
+pub fn if_match(text: &str) -> Result<Option<Generation>, Refusal> {
+    (!text.is_empty()).then(|| etag(text)).transpose()
+}
+
 /// What a message of gRPC says with a number that has 0 for "not given".
 pub fn given(number: u32) -> Option<u32> {
     (number != 0).then_some(number)

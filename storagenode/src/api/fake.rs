@@ -328,6 +328,20 @@ impl Files for FakeFiles {
         Ok(file)
     }
 
+    async fn move_file(&self, spec: MoveSpec) -> Result<FileInfo, FileError> {
+        self.enter().await?;
+        let (file, content) = self.find(&spec.volume, &spec.path)?;
+        if spec.if_match.is_some_and(|generation| generation != file.generation) {
+            return Err(FileError::PreconditionFailed("another version".into()));
+        }
+        self.check(spec.condition, &spec.volume, &spec.to)?;
+        let mut files = self.files.lock();
+        files.remove(&(spec.volume.to_string(), spec.path.to_string()));
+        let moved = FileInfo { path: spec.to, ..file };
+        files.insert((spec.volume.to_string(), moved.path.to_string()), (moved.clone(), content));
+        Ok(moved)
+    }
+
     async fn create_volume(
         &self,
         name: &VolumeName,

@@ -51,6 +51,7 @@ const ROUTES: &[Route] = &[
     Route::new(Method::PUT, FILE, "putFile", Right::Use, |m| on(m, files::put)),
     Route::new(Method::GET, FILE, "getFile", Right::Use, |m| on(m, files::get)),
     Route::new(Method::HEAD, FILE, "headFile", Right::Use, |m| on(m, files::head)),
+    Route::new(Method::POST, FILE, "moveFile", Right::Use, |m| on(m, files::move_file)),
     Route::new(Method::DELETE, FILE, "deleteFile", Right::Use, |m| on(m, files::delete)),
     Route::new(Method::GET, FILES, "listFiles", Right::Use, |m| on(m, files::list)),
     Route::new(Method::GET, VOLUMES, "listVolumes", Right::Use, |m| on(m, volumes::list)),

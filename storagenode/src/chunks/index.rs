@@ -6,13 +6,16 @@
 //! what is left of it can still be read, and perhaps nobody has more (see `replication/gather.rs`).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     ops::{Bound, RangeInclusive},
 };
 
 use cairn_placement::{ChunkId, Generation, PgId, VolumeId};
 
-use super::{CopySummary, InventoryEntry, Presence, Scope, format::Tombstone, header::ChunkHeader};
+use super::{
+    CopySummary, InventoryEntry, Presence, Scope, compact::Live, format::Tombstone, header::ChunkHeader,
+    store::record_length,
+};
 
 /// Where a chunk's record is. `slot` is the segment's number in the table of segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -233,6 +236,43 @@ impl Index {
             }
         }
         (found, last.filter(|_| entries.next().is_some()))
+    }
+
+    /// Tells a chunk's new place, if it is whole and at the old one; `false` if not.
+    pub fn relocate(&mut self, id: ChunkId, from: Place, to: Place) -> bool {
+        match self.entries.get_mut(&key(id)) {
+            Some(Known::Present(entry)) if entry.place == from => {
+                entry.place = to;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Adds up, by segment, the first `most` chunks after `after`; gives the last one that was looked at, if others follow.
+    pub fn add_live(
+        &self,
+        live: &mut HashMap<u32, Live>,
+        after: Option<ChunkId>,
+        most: usize,
+    ) -> Option<ChunkId> {
+        let start = after.map_or(Bound::Unbounded, |after| Bound::Excluded(key(after)));
+        let mut entries = self.entries.range((start, Bound::Unbounded));
+        let mut last = None;
+        for ((_, id), known) in entries.by_ref().take(most) {
+            last = Some(*id);
+            if let Known::Present(entry) = known {
+                live.entry(entry.place.slot).or_default().bytes += record_length(entry.plain_length);
+            }
+        }
+        last.filter(|_| entries.next().is_some())
+    }
+
+    /// Adds, by segment, the chunks that are set apart.
+    pub fn add_damaged(&self, live: &mut HashMap<u32, Live>) {
+        for Damage { entry, .. } in self.damaged.values() {
+            live.entry(entry.place.slot).or_default().damaged += 1;
+        }
     }
 
     pub fn chunks(&self) -> u64 {

@@ -60,9 +60,9 @@ impl ChunkStore {
             .await
     }
 
-    /// How many segments there are; they are numbered from 0.
+    /// Segments are numbered from 0 up to this; some of them may be empty, or gone.
     pub fn segment_count(&self) -> u32 {
-        self.inner.table.count() as u32
+        self.inner.table.slot_count()
     }
 
     /// The chunks whose records are in a segment, in the order in which they lie.

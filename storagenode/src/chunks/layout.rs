@@ -31,8 +31,12 @@ impl Layout {
 
     /// Adds a record, this boot's `number`th, and gives its offset in the segment.
     pub fn append(&mut self, number: u64, body: Body, frames: Vec<Bytes>) -> u64 {
+        self.append_as(Sequence { boot: self.boot, number }, body, frames)
+    }
+
+    /// Adds a record that keeps the sequence it was first written with.
+    pub fn append_as(&mut self, sequence: Sequence, body: Body, frames: Vec<Bytes>) -> u64 {
         let position = Position { offset: self.end, ..self.position };
-        let sequence = Sequence { boot: self.boot, number };
         let record = Record { sequence, durable_end: self.start, body };
         encode_record(&record, &position, &mut self.headers);
         let content = record.header_length() + frames.iter().map(|frame| frame.len() as u64).sum::<u64>();

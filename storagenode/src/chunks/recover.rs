@@ -20,6 +20,7 @@ use super::{
     hole::{Hole, hole},
     index::{Damage, Entry, Index, Known, Place},
     read::{read_header, verify_on_device, verify_record},
+    removed,
     scan::{Found, Gap, Scan, scan},
     segment::{FIRST_RECORD, SegmentTable},
     write::ToWrite,
@@ -92,6 +93,7 @@ pub fn recover(disk: &dyn Disk, table: &SegmentTable) -> Result<Recovered, OpenE
         used_bytes: 0,
         sighting: Sighting::default(),
     };
+    let removed = removed::read(disk, table)?;
     let mut marks: HashMap<SegmentId, u64> = HashMap::new();
     // The newest first: what marks a segment is in a newer one, or in itself.
     for id in list(disk, table)?.into_iter().rev() {
@@ -111,7 +113,8 @@ pub fn recover(disk: &dyn Disk, table: &SegmentTable) -> Result<Recovered, OpenE
         take_in(table, read, marked_end, &mut recovered);
     }
     // Marked, with content, and not there.
-    for (id, end) in marks.into_iter().filter(|(_, end)| *end > FIRST_RECORD) {
+    for (id, end) in marks.into_iter().filter(|(id, end)| *end > FIRST_RECORD && !removed.contains(id)) {
+        table.lost(id);
         corrupt(&mut recovered.report, id, 0..end, None);
     }
     let to_write = &mut recovered.to_write;
@@ -141,12 +144,22 @@ fn take_in(table: &SegmentTable, read: Read, marked_end: Option<u64>, recovered:
         let _ = read.file.truncate(end);
     }
     let slot = table.add(read.id, read.file);
+    let bodies = || judged.records.iter().map(|(found, _)| &found.record.body);
+    let tombstones = bodies().filter(|body| matches!(body, Body::Tombstone(_))).count() as u64;
+    let marked = bodies().filter_map(|body| match body {
+        Body::Mark { segment, .. } => Some(*segment),
+        _ => None,
+    });
+    table.wrote(slot, end - FIRST_RECORD, tombstones);
+    table.marks(slot, marked);
+    table.ended(slot, judged.end);
     for (found, condition) in judged.records {
         apply(table, slot, found, condition, recovered);
     }
 }
 
-fn read_through(table: &SegmentTable, id: SegmentId, file: &dyn DiskFile) -> Result<Scan, OpenError> {
+/// Reads a segment's records, without their frames. Blocks.
+pub fn read_through(table: &SegmentTable, id: SegmentId, file: &dyn DiskFile) -> Result<Scan, OpenError> {
     let path = table.path(id);
     let size = file.size().map_err(disk_error("look at", &path))?;
     let position = Position { incarnation: table.identity().incarnation, segment: id, offset: 0 };

@@ -1,7 +1,7 @@
 //! Segment files: their table, opening them again, making new ones.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io::{self, IoSlice},
     path::{Path, PathBuf},
     sync::Arc,
@@ -29,9 +29,34 @@ pub struct SegmentTable {
 
 #[derive(Default)]
 struct State {
-    ids: Vec<SegmentId>,
+    slots: Vec<Slot>,
     open: HashMap<u32, OpenFile>,
     uses: u64,
+    /// Segments that should be there and are not: not by our doing.
+    lost: BTreeSet<SegmentId>,
+}
+
+/// What is known of one segment.
+struct Slot {
+    id: SegmentId,
+    /// Bytes on the disk: up to its end, without holes.
+    used: u64,
+    tombstones: u64,
+    /// Segments that it has marks of.
+    marks: BTreeSet<SegmentId>,
+    /// Up to here it is trusted; absent while it is written.
+    end: Option<u64>,
+    /// Its file is gone, on purpose.
+    removed: bool,
+}
+
+/// A segment that nothing is written to any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    pub slot: u32,
+    pub end: u64,
+    pub used: u64,
+    pub tombstones: u64,
 }
 
 struct OpenFile {
@@ -65,17 +90,98 @@ impl SegmentTable {
         self.folder.join(id.to_string())
     }
 
+    /// Segments that are on the disk.
     pub fn count(&self) -> u64 {
-        self.state.lock().ids.len() as u64
+        self.state.lock().slots.iter().filter(|slot| !slot.removed).count() as u64
+    }
+
+    /// Slots that were ever given.
+    pub fn slot_count(&self) -> u32 {
+        self.state.lock().slots.len() as u32
     }
 
     pub fn id(&self, slot: u32) -> SegmentId {
-        self.state.lock().ids[slot as usize]
+        self.state.lock().slots[slot as usize].id
     }
 
     /// The slots of all segments.
     pub fn slots(&self) -> HashMap<SegmentId, u32> {
-        self.state.lock().ids.iter().copied().zip(0..).collect()
+        let state = self.state.lock();
+        let present = (0..).zip(&state.slots).filter(|(_, slot)| !slot.removed);
+        present.map(|(number, slot)| (slot.id, number)).collect()
+    }
+
+    /// Notes what was written to a segment, or read from it at a start.
+    pub fn wrote(&self, slot: u32, bytes: u64, tombstones: u64) {
+        let slot = &mut self.state.lock().slots[slot as usize];
+        slot.used += bytes;
+        slot.tombstones += tombstones;
+    }
+
+    /// Notes segments that a segment has marks of, or may have: what is written may be there also if that failed.
+    pub fn marks(&self, slot: u32, marked: impl Iterator<Item = SegmentId>) {
+        self.state.lock().slots[slot as usize].marks.extend(marked);
+    }
+
+    /// Notes that nothing more is written to a segment, which is trusted up to `end`.
+    pub fn ended(&self, slot: u32, end: u64) {
+        self.state.lock().slots[slot as usize].end = Some(end);
+    }
+
+    /// Notes bytes of a segment that were given back.
+    pub fn freed(&self, slot: u32, bytes: u64) {
+        let slot = &mut self.state.lock().slots[slot as usize];
+        slot.used = slot.used.saturating_sub(bytes);
+    }
+
+    /// Segments that nothing is written to any more.
+    pub fn all_ended(&self) -> Vec<Ended> {
+        let state = self.state.lock();
+        let present = (0..).zip(&state.slots).filter(|(_, slot)| !slot.removed);
+        let ended = present.filter_map(|(number, slot)| {
+            Some(Ended { slot: number, end: slot.end?, used: slot.used, tombstones: slot.tombstones })
+        });
+        ended.collect()
+    }
+
+    pub fn is_removed(&self, slot: u32) -> bool {
+        self.state.lock().slots[slot as usize].removed
+    }
+
+    /// Segments that are not on the disk any more, but of which one that is has a mark. `going` is about to be removed: it counts
+    /// as gone, and its marks as there, for a crash may bring it back.
+    pub fn marked_and_gone(&self, going: u32) -> BTreeSet<SegmentId> {
+        let state = self.state.lock();
+        let there = || (0..).zip(&state.slots).filter(|(_, slot)| !slot.removed);
+        let staying: BTreeSet<SegmentId> =
+            there().filter(|(number, _)| *number != going).map(|(_, slot)| slot.id).collect();
+        let gone = there().flat_map(|(_, slot)| slot.marks.difference(&staying).copied());
+        gone.filter(|id| !state.lost.contains(id)).collect()
+    }
+
+    /// Notes that a segment should be there and is not.
+    pub fn lost(&self, id: SegmentId) {
+        self.state.lock().lost.insert(id);
+    }
+
+    /// Whether a segment is on the disk.
+    pub fn has(&self, id: SegmentId) -> bool {
+        self.state.lock().slots.iter().any(|slot| slot.id == id && !slot.removed)
+    }
+
+    /// Removes a segment's file; gives how many bytes it took. Blocks.
+    pub fn remove(&self, slot: u32) -> io::Result<u64> {
+        let id = self.id(slot);
+        self.disk.remove(&self.path(id))?;
+        let used = {
+            let mut state = self.state.lock();
+            state.open.remove(&slot);
+            let slot = &mut state.slots[slot as usize];
+            slot.removed = true;
+            std::mem::take(&mut slot.used)
+        };
+        self.disk.sync_folder(&self.folder)?;
+        Ok(used)
     }
 
     /// What a record there must carry in its checksum.
@@ -89,8 +195,15 @@ impl SegmentTable {
 
     pub fn add(&self, id: SegmentId, file: Arc<dyn DiskFile>) -> u32 {
         let mut state = self.state.lock();
-        let slot = state.ids.len() as u32;
-        state.ids.push(id);
+        let slot = state.slots.len() as u32;
+        state.slots.push(Slot {
+            id,
+            used: FIRST_RECORD,
+            tombstones: 0,
+            marks: BTreeSet::new(),
+            end: None,
+            removed: false,
+        });
         state.keep(slot, file);
         slot
     }
@@ -105,7 +218,11 @@ impl SegmentTable {
                 open.last_use = uses;
                 return Ok(open.file.clone());
             }
-            state.ids[slot as usize]
+            let known = &state.slots[slot as usize];
+            if known.removed {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            known.id
         };
         let file = self.disk.open(&self.path(id), OpenMode::ReadWrite)?;
         self.state.lock().keep(slot, file.clone());

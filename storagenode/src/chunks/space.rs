@@ -1,4 +1,4 @@
-//! Room on the disk (R16): clients' writes stop at the reserve, repair at half of it, and deletes never.
+//! Room on the disk (R16): clients' writes stop at the reserve, repair at half of it, compaction at a quarter, and deletes never.
 
 use std::sync::Arc;
 
@@ -73,6 +73,7 @@ impl Space {
         match purpose {
             Purpose::Write => reserve,
             Purpose::Repair => reserve / 2,
+            Purpose::Compact => reserve / 4,
         }
     }
 

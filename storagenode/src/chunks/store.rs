@@ -17,10 +17,13 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use super::{
     ChunkError, CopySummary, Counters, DamagedChunk, InventoryEntry, OpenError, Presence, Purpose, PutError,
     PutOutcome, ReadError, Scope, StoreOptions, TAG_BYTES, Usage,
+    compact::Compacting,
     damage::{self, Remembered},
     flight::Flights,
     format::{Sighting, Tombstone, align, record_header_length},
+    group::{Bury, Command, Put},
     header::{ChunkHeader, SealedChunk, frame_count},
+    hole::Hole,
     identity::Identity,
     index::{Damage, Entry, Index, Known},
     open::{Opened, check, open_blocking},
@@ -28,7 +31,7 @@ use super::{
     recover::{Recovered, RecoveryReport},
     segment::SegmentTable,
     space::{Admitted, Space},
-    write::{Bury, Command, Put, Writer},
+    write::Writer,
 };
 use crate::env::{DiskFile, Env};
 
@@ -74,6 +77,9 @@ pub struct Inner {
     damage_found: Notify,
     /// Damage was found that the disk does not remember yet.
     pub damage_unwritten: AtomicBool,
+    /// Content of copies that nobody wants, made by compaction.
+    pub dead_copies: Mutex<Vec<Hole>>,
+    pub compacting: tokio::sync::Mutex<Compacting>,
 }
 
 #[derive(Default)]
@@ -141,6 +147,8 @@ impl ChunkStore {
             damage_found: Notify::new(),
             // What the opening found is not written down yet.
             damage_unwritten: AtomicBool::new(damaged > 0),
+            dead_copies: Mutex::default(),
+            compacting: tokio::sync::Mutex::default(),
         });
         let (commands, receiver) = mpsc::channel(QUEUE_COMMANDS);
         tokio::spawn(Writer::new(inner.clone(), receiver, to_write).run());
@@ -361,7 +369,7 @@ impl ChunkStore {
         self.inner.closed.load(Ordering::SeqCst)
     }
 
-    async fn send(&self, command: Command) -> Result<(), PutError> {
+    pub(super) async fn send(&self, command: Command) -> Result<(), PutError> {
         if self.is_closed() {
             return Err(PutError::Closed);
         }

@@ -13,21 +13,18 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use cairn_placement::ChunkId;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     PutError, PutOutcome,
-    flight::Flight,
-    format::{Body, SegmentId, Sighting, Tombstone, align},
-    header::{ChunkHeader, SealedChunk},
+    format::{SegmentId, Sighting, align},
+    group::{Command, Group, LaidOut, MARK_BYTES, Member, Put},
     hole::{Hole, hole},
     index::{Entry, Known, Place},
     layout::Layout,
     read::{RecordFault, verify_on_device},
     segment::{FIRST_RECORD, NewSegment},
-    space::Admitted,
     store::Inner,
 };
 
@@ -37,32 +34,6 @@ const HOLES_AT_ONCE: usize = 64;
 const REMEMBER_EVERY: Duration = Duration::from_secs(1);
 /// … and so long after that failed.
 const REMEMBER_RETRY: Duration = Duration::from_secs(60);
-/// What a mark takes, header only.
-const MARK_BYTES: u64 = 72;
-
-/// What the writer is asked for.
-pub enum Command {
-    Put(Put),
-    Bury(Bury),
-    /// Ends the writer once everything before is durable.
-    Close(oneshot::Sender<()>),
-}
-
-/// A chunk to be stored, with all that it holds until then.
-pub struct Put {
-    pub chunk: SealedChunk,
-    pub admitted: Admitted,
-    pub flight: Flight,
-    pub budget: OwnedSemaphorePermit,
-    pub reply: oneshot::Sender<Result<PutOutcome, PutError>>,
-}
-
-/// Chunks to be buried.
-pub struct Bury {
-    pub tombstones: Vec<Tombstone>,
-    pub budget: OwnedSemaphorePermit,
-    pub reply: oneshot::Sender<Result<(), PutError>>,
-}
 
 /// What recovery leaves to the writer.
 #[derive(Default)]
@@ -97,23 +68,6 @@ pub struct Writer {
 struct OpenSegment {
     new: NewSegment,
     end: u64,
-}
-
-/// What becomes durable together.
-#[derive(Default)]
-struct Group {
-    puts: Vec<Put>,
-    burials: Vec<Bury>,
-    /// In the order of their arrival.
-    order: Vec<Member>,
-    bytes: u64,
-    records: usize,
-}
-
-#[derive(Clone, Copy)]
-enum Member {
-    Put(usize),
-    Bury(usize),
 }
 
 impl Writer {
@@ -213,6 +167,7 @@ impl Writer {
                 Command::Close(closed) => return (group, Some(closed)),
                 Command::Put(put) => group.push_put(put),
                 Command::Bury(bury) => group.push_bury(bury),
+                Command::Copy(copy) => group.push_copy(copy),
             }
             let full = group.bytes >= group_bytes || group.records >= group_records;
             next = if full { None } else { self.commands.try_recv().ok() };
@@ -229,10 +184,13 @@ impl Writer {
         }
         let marks = std::mem::take(&mut self.to_mark);
         let sighting = Some(*self.store.sighting.lock()).filter(|sighting| *sighting != self.noted);
-        let (layout, places) = self.lay_out(&group, &marks, sighting);
         let segment = self.segment.as_mut().expect("room was made");
+        let empty = Layout::new(self.store.table.identity(), segment.new.id, segment.end);
+        let LaidOut { layout, puts, copies } = group.lay_out(empty, &mut self.next_record, &marks, sighting);
         let (start, end, written) = (layout.start, layout.end, layout.end - layout.start);
         let group_start = Place::new(segment.new.slot, start);
+        let marked = marks.iter().map(|(id, _)| *id).chain(group.copied_marks());
+        self.store.table.marks(group_start.slot, marked);
         let file = segment.new.file.clone();
         let (disk, folder) = (self.store.env.disk.clone(), self.store.table.folder().to_owned());
         let result = self
@@ -258,7 +216,11 @@ impl Writer {
                 counters.groups.fetch_add(1, Ordering::Relaxed);
                 counters.records.fetch_add(group.records as u64, Ordering::Relaxed);
                 counters.bytes.fetch_add(written, Ordering::Relaxed);
-                self.acknowledge(group, &places, group_start);
+                self.store.table.wrote(group_start.slot, written, group.tombstones());
+                let place = |offset: u64| Place::new(group_start.slot, offset);
+                let puts: Vec<Place> = puts.into_iter().map(place).collect();
+                let copies = copies.into_iter().map(|copy| copy.into_iter().map(place).collect()).collect();
+                self.acknowledge(group, &puts, copies, group_start);
             }
             Err(error) => {
                 tracing::error!(segment = %segment.new.id, %error, "a group failed; the segment is not written again");
@@ -266,6 +228,7 @@ impl Writer {
                 self.to_mark = marks;
                 self.to_mark.push((segment.new.id, start));
                 let slot = segment.new.slot;
+                self.store.table.ended(slot, start);
                 self.segment = None;
                 self.store.space.no_room();
                 group.fail(&error.to_string());
@@ -281,6 +244,7 @@ impl Writer {
             full => full,
         };
         if let Some(full) = &full {
+            self.store.table.ended(full.new.slot, full.end);
             self.to_mark.push((full.new.id, full.end));
         }
         let needed = align(FIRST_RECORD + bytes + self.to_mark.len() as u64 * MARK_BYTES);
@@ -313,43 +277,18 @@ impl Writer {
         }
     }
 
-    /// Lays out a group behind what the segment has, and gives the places of its puts, in order.
-    fn lay_out(
-        &mut self,
-        group: &Group,
-        marks: &[(SegmentId, u64)],
-        sighting: Option<Sighting>,
-    ) -> (Layout, Vec<Place>) {
-        let segment = self.segment.as_ref().expect("there is a segment");
-        let mut layout = Layout::new(self.store.table.identity(), segment.new.id, segment.end);
-        let mut places = Vec::with_capacity(group.puts.len());
-        let mut append = |body: Body, frames: Vec<Bytes>| {
-            let number = self.next_record;
-            self.next_record += 1;
-            Place::new(segment.new.slot, layout.append(number, body, frames))
-        };
-        for (marked, end) in marks {
-            append(Body::Mark { segment: *marked, end: *end }, Vec::new());
-        }
-        sighting.map(|sighting| append(Body::Sighting(sighting), Vec::new()));
-        for member in &group.order {
-            match *member {
-                Member::Put(n) => {
-                    let SealedChunk { header, frames } = &group.puts[n].chunk;
-                    places.push(append(Body::Put(ChunkHeader::clone(header)), frames.clone()));
-                }
-                Member::Bury(n) => group.burials[n].tombstones.iter().for_each(|tombstone| {
-                    append(Body::Tombstone(*tombstone), Vec::new());
-                }),
-            }
-        }
-        (layout, places)
-    }
-
     /// Tells the index, then the senders. In the order of arrival: a chunk may be put and buried in one group.
-    fn acknowledge(&mut self, group: Group, places: &[Place], group_start: Place) {
-        let Group { puts, burials, order, .. } = group;
+    fn acknowledge(
+        &mut self,
+        group: Group,
+        places: &[Place],
+        copies_places: Vec<Vec<Place>>,
+        group_start: Place,
+    ) {
+        let Group { puts, burials, copies, order, .. } = group;
         self.holes.extend(self.fresh_holes.drain(..));
+        // Copies of what was buried meanwhile: in this group, perhaps.
+        self.fresh_holes.append(&mut self.store.dead_copies.lock());
         let (holes, fresh_holes) = (&mut self.holes, &mut self.fresh_holes);
         let mut dig = |entry: &Entry| {
             let fresh = entry.place.slot == group_start.slot && entry.place.offset() >= group_start.offset();
@@ -397,6 +336,10 @@ impl Writer {
             drop(bury.budget);
             let _ = bury.reply.send(Ok(()));
         }
+        for (copy, places) in copies.into_iter().zip(copies_places) {
+            drop(copy.admitted);
+            let _ = copy.reply.send(Ok(places));
+        }
     }
 
     /// Reads every chunk of a segment again, from the device; what is not there leaves the inventory.
@@ -429,7 +372,12 @@ impl Writer {
                 for Hole { slot, offset, length } in holes {
                     let punched = store.table.file(slot).and_then(|file| file.punch_hole(offset, length));
                     match punched {
-                        Ok(()) => store.space.freed(length),
+                        Ok(()) => {
+                            store.space.freed(length);
+                            store.table.freed(slot, length);
+                        }
+                        // The whole segment has been given back.
+                        Err(_) if store.table.is_removed(slot) => {}
                         Err(error) => tracing::warn!(%error, offset, length, "a deleted chunk's space is not given back"),
                     }
                 }
@@ -450,7 +398,8 @@ impl Writer {
         if room < marks.len() as u64 * MARK_BYTES {
             return;
         }
-        let (layout, _) = self.lay_out(&Group::default(), &marks, None);
+        let empty = Layout::new(self.store.table.identity(), id, end);
+        let LaidOut { layout, .. } = Group::default().lay_out(empty, &mut self.next_record, &marks, None);
         let file = self.segment.take().expect("just seen").new.file;
         let result = self.store.env.blocking(move || {
             layout.write(&*file)?;
@@ -459,35 +408,6 @@ impl Writer {
         });
         if let Err(error) = result.await {
             tracing::warn!(segment = %id, %error, "not closed cleanly; the next start looks at its last group");
-        }
-    }
-}
-
-impl Group {
-    fn push_put(&mut self, put: Put) {
-        let header = &put.chunk.header;
-        self.bytes += super::store::record_bytes(header);
-        self.records += 1;
-        self.order.push(Member::Put(self.puts.len()));
-        self.puts.push(put);
-    }
-
-    fn push_bury(&mut self, bury: Bury) {
-        self.bytes += bury.tombstones.len() as u64 * MARK_BYTES;
-        // One without tombstones asks for a group, that what was seen becomes durable.
-        self.records += bury.tombstones.len().max(1);
-        self.order.push(Member::Bury(self.burials.len()));
-        self.burials.push(bury);
-    }
-
-    fn fail(self, reason: &str) {
-        for put in self.puts {
-            let Put { admitted, flight, budget, reply, .. } = put;
-            drop((admitted, flight, budget));
-            let _ = reply.send(Err(PutError::Failed(reason.to_owned())));
-        }
-        for bury in self.burials {
-            let _ = bury.reply.send(Err(PutError::Failed(reason.to_owned())));
         }
     }
 }

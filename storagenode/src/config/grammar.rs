@@ -89,6 +89,12 @@ pub(super) const SETTINGS: &[Setting] = &[
         Some("1209600"),
         "In which a node reads all of its disk again, to find what has rotted; 0 for never (0 to 31536000)",
     ),
+    setting(
+        "COMPACT_SECONDS",
+        "SECONDS",
+        Some("600"),
+        "Between looks for garbage on the disk, which is then given back; 0 for never (0 to 31536000)",
+    ),
     setting("TICK_SECONDS", "SECONDS", Some("60"), "Length of a tick, by which ages are counted (1 to 3600)"),
     setting(
         "COLLECT_AFTER_TICKS",

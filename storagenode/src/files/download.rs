@@ -9,7 +9,7 @@ use futures::{StreamExt, stream};
 use super::{
     Download, FileError, FilePath, RangeSpec, VolumeName,
     damage::Spot,
-    gateway::{Gateway, file_info},
+    gateway::{Gateway, OpenVolume, file_info},
     upload::not_found,
 };
 use crate::{
@@ -30,9 +30,17 @@ const FIND_ATTEMPTS: usize = 8;
 
 /// A file's record, with the volume it is in.
 pub(super) struct Found {
-    pub volume: Arc<super::gateway::OpenVolume>,
+    pub volume: Arc<OpenVolume>,
     pub record: FileRecord,
     pub entry: KeyValue,
+}
+
+impl Found {
+    fn new(volume: Arc<OpenVolume>, entry: Option<KeyValue>, path: &FilePath) -> Result<Self, FileError> {
+        let entry = entry.ok_or_else(|| not_found(&volume.name, path))?;
+        let record = FileRecord::decode(&entry)?;
+        Ok(Self { volume, record, entry })
+    }
 }
 
 /// Part of one chunk that a download wants.
@@ -60,22 +68,40 @@ struct Source {
 impl Gateway {
     /// Reads a file's record linearizably, in one round trip if the volume is known.
     pub(super) async fn find(&self, volume: &VolumeName, path: &FilePath) -> Result<Found, FileError> {
+        let (known, [entry]) = self.look(volume, [path]).await?;
+        Found::new(known, entry, path)
+    }
+
+    /// As [`Self::find`], and what has another name at the same moment.
+    pub(super) async fn find_beside(
+        &self,
+        volume: &VolumeName,
+        path: &FilePath,
+        other: &FilePath,
+    ) -> Result<(Found, Option<KeyValue>), FileError> {
+        let (known, [entry, beside]) = self.look(volume, [path, other]).await?;
+        Ok((Found::new(known, entry, path)?, beside))
+    }
+
+    /// What has some names in a volume, at one revision.
+    async fn look<const N: usize>(
+        &self,
+        volume: &VolumeName,
+        paths: [&FilePath; N],
+    ) -> Result<(Arc<OpenVolume>, [Option<KeyValue>; N]), FileError> {
         let mut known = self.known_volume(volume).await?;
         for _ in 0..FIND_ATTEMPTS {
-            let file_key = keys::file::key(known.id(), path.as_str());
-            let reads = vec![Op::get(keys::volume::key(volume.as_str())), Op::get(file_key)];
+            let keys = paths.map(|path| Op::get(keys::file::key(known.id(), path.as_str())));
+            let reads = [Op::get(keys::volume::key(volume.as_str()))].into_iter().chain(keys).collect();
             let txn = Txn { then: reads, ..Txn::default() };
             let result = self.retry_read(|| self.meta.txn(txn.clone())).await?;
             let mut reads = result.reads.into_iter();
             let stored_volume = reads.next().flatten();
-            let entry = reads.next().flatten();
             if stored_volume.is_none_or(|stored| stored.mod_revision != known.revision) {
                 known = self.fresh_volume(volume).await?;
                 continue;
             }
-            let entry = entry.ok_or_else(|| not_found(volume, path))?;
-            let record = FileRecord::decode(&entry)?;
-            return Ok(Found { volume: known, record, entry });
+            return Ok((known, std::array::from_fn(|_| reads.next().flatten())));
         }
         Err(FileError::Conflict(format!("volume {volume} keeps changing")))
     }

@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
     ChunkLocation, Condition, ContentIn, Download, FileError, FileInfo, FilePath, Files, ListSpec, Listing,
-    RangeSpec, UploadSpec, VolumeInfo, VolumeName, VolumeState, commit::Slots, damage::Damage,
+    MoveSpec, RangeSpec, UploadSpec, VolumeInfo, VolumeName, VolumeState, commit::Slots, damage::Damage,
 };
 use crate::{
     chunks::{Kek, VolumeKey},
@@ -256,6 +256,10 @@ impl Files for Gateway {
         condition: Condition,
     ) -> Result<FileInfo, FileError> {
         self.do_delete(volume, path, condition).await
+    }
+
+    async fn move_file(&self, spec: MoveSpec) -> Result<FileInfo, FileError> {
+        self.do_move(spec).await
     }
 
     async fn create_volume(

@@ -1,5 +1,5 @@
-//! What a node does about its disk while it runs: it looks whether the disk is still there, reads it again by and by, and
-//! tells the cluster of damage.
+//! What a node does about its disk while it runs: it looks whether the disk is still there, reads it again by and by, gives
+//! back what garbage takes, and tells the cluster of damage.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use super::Node;
 use crate::{
     chunks::FolderGone,
     cluster::register::{self, RegisterError},
-    workers::scrub::Scrub,
+    workers::{compact::Compact, scrub::Scrub},
 };
 
 /// Between two looks at the disk. Others use it too, and a folder may be deleted.
@@ -67,6 +67,12 @@ impl Node {
         let Some(period) = self.options.timings.scrub else { return };
         let scrub = Scrub { env: self.env.clone(), store: self.store.clone(), period };
         self.tasks.spawn(scrub.run(self.stop.clone()));
+    }
+
+    pub(super) fn start_compacting(&self) {
+        let Some(period) = self.options.timings.compact else { return };
+        let compact = Compact { env: self.env.clone(), store: self.store.clone(), period };
+        self.tasks.spawn(compact.run(self.stop.clone()));
     }
 
     /// Tells the cluster when damage is found. What was compared before no longer says what can be read: the comparison is

@@ -1,5 +1,5 @@
 //! Planted bugs: what the code would do to the metadata store if a rule of it were forgotten. A test that passes with a bug
-//! planted shows nothing. And one planted misfortune of the store, which is nobody's bug.
+//! planted shows nothing. And planted misfortunes, which are nobody's bug.
 
 use std::{
     ops::Range,
@@ -13,7 +13,8 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use cairn_node::meta::{
-    Compare, LeaseId, MetaError, MetaStore, Op, Page, RangeRead, SharedMeta, Txn, TxnResult, Watch, keys,
+    Compare, Event, LeaseId, MetaError, MetaStore, Op, Page, RangeRead, SharedMeta, Txn, TxnResult, Watch,
+    keys,
 };
 
 /// A bug.
@@ -24,10 +25,19 @@ pub enum Plant {
     EpochNotCompared,
     /// The sweep does not look for long uploads (R2).
     UploadsIgnored,
+    /// No bug: whenever the records are read page by page, the file [`HARE`] moves so that no page has it.
+    MovesDuringScans,
+    /// The same, and nobody watches the records meanwhile (R2).
+    WatchIgnored,
     /// No bug: the first transaction that writes a file's record happens, and its answer is lost; by the next one the store is
     /// full.
     FullAfterLostAnswer,
 }
+
+/// The key of a file that [`Plant::MovesDuringScans`] moves while the records are read: behind all others at first, …
+pub const HARE: &[u8] = b"file/00000001/zz";
+/// … before all others once the first page is read.
+const FORM: &[u8] = b"file/00000001/!";
 
 impl Plant {
     /// The store as the buggy code would use it.
@@ -50,9 +60,45 @@ fn writes_a_file(txn: &Txn) -> bool {
     txn.then.iter().any(|op| matches!(op, Op::Put { key, .. } if key.starts_with(keys::file::PREFIX)))
 }
 
+impl PlantedMeta {
+    /// Moves the file to where the page that is about to be read is not.
+    async fn dodge(&self, read: &RangeRead) -> Result<(), MetaError> {
+        let moves = matches!(self.plant, Plant::MovesDuringScans | Plant::WatchIgnored);
+        if !moves || !read.start.starts_with(keys::file::PREFIX) || read.limit == 1 {
+            return Ok(());
+        }
+        let (from, to) = if read.start == keys::file::PREFIX { (FORM, HARE) } else { (HARE, FORM) };
+        let Some(entry) = self.store.get(from).await? else { return Ok(()) };
+        let compare = vec![Compare::unchanged(from, entry.mod_revision)];
+        let then = vec![Op::delete(from), Op::put(to, entry.value)];
+        self.store.txn(Txn { compare, then, otherwise: vec![] }).await.map(|_| ())
+    }
+}
+
+/// A watch that overlooks what happens to files.
+struct BlindWatch(Box<dyn Watch>);
+
+#[async_trait]
+impl Watch for BlindWatch {
+    async fn next(&mut self) -> Result<Vec<Event>, MetaError> {
+        let is_file = |event: &Event| match event {
+            Event::Put(entry) => entry.key.starts_with(keys::file::PREFIX),
+            Event::Delete { key, .. } => key.starts_with(keys::file::PREFIX),
+        };
+        loop {
+            let mut events = self.0.next().await?;
+            events.retain(|event| !is_file(event));
+            if !events.is_empty() {
+                return Ok(events);
+            }
+        }
+    }
+}
+
 #[async_trait]
 impl MetaStore for PlantedMeta {
     async fn range(&self, read: RangeRead) -> Result<Page, MetaError> {
+        self.dodge(&read).await?;
         let hidden = self.plant == Plant::UploadsIgnored && read.start.starts_with(keys::upload::PREFIX);
         let mut page = self.store.range(read).await?;
         if hidden {
@@ -82,7 +128,8 @@ impl MetaStore for PlantedMeta {
     }
 
     async fn watch(&self, range: Range<Bytes>, from: u64) -> Result<Box<dyn Watch>, MetaError> {
-        self.store.watch(range, from).await
+        let watch = self.store.watch(range, from).await?;
+        Ok(if self.plant == Plant::WatchIgnored { Box::new(BlindWatch(watch)) } else { watch })
     }
 
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, MetaError> {

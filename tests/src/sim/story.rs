@@ -1,20 +1,16 @@
-//! One history of a simulated cluster: clients that put, create, get, list and delete a few files through whichever node
+//! One history of a simulated cluster: clients that put, create, get, list, move and delete a few files through whichever node
 //! they find, while nodes die, disks forget, networks fall silent and the store's messages get lost. At the end everything
 //! is healed, everything is read through every node, and what all clients were told must have an order.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fmt,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use cairn_node::{
     api::ports::Cluster as _,
     env::Clock,
     files::{
-        Condition, CopyState, FileError, FilePath, ListSpec, RangeSpec, SharedFiles, UploadSpec, VolumeName,
+        Condition, CopyState, FileError, FilePath, ListSpec, MoveSpec, RangeSpec, SharedFiles, UploadSpec,
+        VolumeName,
     },
 };
 use futures::{StreamExt, stream};
@@ -78,7 +74,7 @@ struct Stage {
 
 #[derive(Default)]
 struct Seen {
-    operations: BTreeMap<&'static str, Vec<Operation>>,
+    operations: Vec<Operation>,
     /// Which operation wrote a content.
     values: HashMap<[u8; 32], Value>,
     next_value: Value,
@@ -105,7 +101,7 @@ impl Stage {
 
     fn record(&self, path: &'static str, called: Duration, answered: bool, act: Act) {
         let answered = answered.then(|| self.clock.monotonic());
-        self.seen.lock().operations.entry(path).or_default().push(Operation { called, answered, act });
+        self.seen.lock().operations.push(Operation { path, called, answered, act });
     }
 
     async fn patiently<T>(&self, work: impl Future<Output = T>) -> Option<T> {
@@ -145,12 +141,13 @@ impl Client {
             let node = self.random.random_range(0..ZONES.len());
             let door = self.stage.doors.lock()[node].clone();
             let Some(files) = door else { continue };
-            let what = match self.random.random_range(0..10) {
+            let what = match self.random.random_range(0..12) {
                 0..3 => self.put(&files, path, Condition::Always).await,
                 3 => self.put(&files, path, Condition::IfAbsent).await,
                 4 => self.delete(&files, path).await,
                 5 => self.list(&files).await,
                 6 => self.stat(&files, path).await,
+                7..9 => self.move_file(&files, path).await,
                 _ => self.get(&files, path).await,
             };
             self.stage.note(format_args!("client {} at n{}: {path}: {what}", self.name, node + 1));
@@ -206,6 +203,37 @@ impl Client {
             _ => self.stage.record(path, called, false, Act::Delete),
         }
         format!("Delete: {}", told(answer.map(|a| a.map(|_| "done".into()))))
+    }
+
+    async fn move_file(&mut self, files: &SharedFiles, path: &'static str) -> String {
+        let others: Vec<_> = PATHS.into_iter().filter(|other| *other != path).collect();
+        let to = *others.choose(&mut self.random).expect("not empty");
+        let condition = match self.random.random_bool(0.3) {
+            true => Condition::IfAbsent,
+            false => Condition::Always,
+        };
+        let act = if condition == Condition::IfAbsent { Act::MoveNew(to) } else { Act::Move(to) };
+        let spec = MoveSpec {
+            volume: volume(),
+            path: file_path(path),
+            to: file_path(to),
+            if_match: None,
+            condition,
+        };
+        let called = self.stage.clock.monotonic();
+        let answer = self.stage.patiently(files.move_file(spec)).await;
+        match &answer {
+            Some(Ok(_)) => self.stage.record(path, called, true, act),
+            Some(Err(FileError::FileNotFound { .. })) => {
+                self.stage.record(path, called, true, Act::Read(None));
+            }
+            Some(Err(FileError::PreconditionFailed(_))) => {
+                self.stage.record(path, called, true, Act::MoveNewRefused(to));
+            }
+            Some(Err(error)) if !is_open(error) => {}
+            _ => self.stage.record(path, called, false, act),
+        }
+        format!("{act:?}: {}", told(answer.map(|a| a.map(|_| "done".into()))))
     }
 
     async fn stat(&mut self, files: &SharedFiles, path: &'static str) -> String {
@@ -404,10 +432,7 @@ impl Story {
         }
         self.nothing_is_left_behind().await?;
         let seen = self.stage.seen.lock();
-        for (path, operations) in &seen.operations {
-            linear::check(operations).map_err(|error| format!("{path:?} has no order:\n{error}"))?;
-        }
-        Ok(())
+        linear::check(&seen.operations).map_err(|error| format!("what was seen has no order:\n{error}"))
     }
 
     async fn settle(&self) -> Result<(), String> {

@@ -5,8 +5,8 @@ use std::pin::Pin;
 use bytes::Bytes;
 use cairn_proto::v1::{
     DeleteRequest, DeleteResponse, DownloadHeader, DownloadRequest, DownloadResponse, ListRequest,
-    ListResponse, StatRequest, StatResponse, UploadHeader, UploadRequest, UploadResponse, download_response,
-    files_server::Files, upload_request,
+    ListResponse, MoveRequest, MoveResponse, StatRequest, StatResponse, UploadHeader, UploadRequest,
+    UploadResponse, download_response, files_server::Files, upload_request,
 };
 use futures::{Stream, StreamExt, stream};
 use tonic::{Request, Response, Status, Streaming};
@@ -18,7 +18,7 @@ use crate::{
         flow::{Outgoing, incoming},
         status::{Refusal, file_status},
     },
-    files::{FileError, RangeSpec, UploadSpec},
+    files::{FileError, MoveSpec, RangeSpec, UploadSpec},
 };
 
 /// Content comes in messages of at most this size.
@@ -65,10 +65,7 @@ impl Files for Service {
                 (0, None) => RangeSpec::All,
                 (offset, length) => RangeSpec::From { offset, length },
             };
-            let if_match = match request.if_match.as_str() {
-                "" => None,
-                etag => Some(decode::etag(etag)?),
-            };
+            let if_match = decode::if_match(&request.if_match)?;
             let download = shell.files.download(&volume, &path, range, if_match).await?;
             let header = DownloadHeader {
                 file: Some(encode::file(download.file)),
@@ -130,6 +127,22 @@ impl Files for Service {
             let condition = encode::condition(request.condition)?;
             let file = self.0.files.delete(&volume, &path, condition).await?;
             Ok(DeleteResponse { file: Some(encode::file(file)) })
+        })
+        .await
+    }
+
+    async fn r#move(&self, request: Request<MoveRequest>) -> Result<Response<MoveResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        self.answer(&metadata, Some(self.0.limits.unary), async {
+            let spec = MoveSpec {
+                volume: decode::volume_name(&request.volume)?,
+                path: decode::file_path(&request.path)?,
+                to: decode::file_path(&request.to_path)?,
+                if_match: decode::if_match(&request.if_match)?,
+                condition: encode::condition(request.to_condition)?,
+            };
+            let file = self.0.files.move_file(spec).await?;
+            Ok(MoveResponse { file: Some(encode::file(file)) })
         })
         .await
     }

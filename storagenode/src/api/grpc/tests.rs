@@ -125,8 +125,25 @@ async fn a_file_goes_in_and_comes_out() {
 
     let request = v1::ListRequest { volume: "v".into(), delimiter: "/".into(), ..Default::default() };
     assert_eq!(clients.files.list(request).await.unwrap().into_inner().prefixes, ["a/"]);
+    let mut request = v1::MoveRequest {
+        volume: "v".into(),
+        path: "a/ü b".into(),
+        to_path: "ü/c".into(),
+        if_match: "0".repeat(31) + "9",
+        to_condition: None,
+    };
+    assert_eq!(refused(clients.files.r#move(request.clone()).await), ErrorCode::PreconditionFailed);
+    request.if_match.clone_from(&file.etag);
+    let moved = clients.files.r#move(request.clone()).await.unwrap().into_inner().file.unwrap();
+    assert_eq!(moved, v1::FileInfo { path: "ü/c".into(), ..file.clone() });
+    assert_eq!(refused(clients.files.r#move(request.clone()).await), ErrorCode::FileNotFound);
+    for bad in ["", "../x", "/x"] {
+        let request = v1::MoveRequest { to_path: bad.into(), ..request.clone() };
+        assert_eq!(refused(clients.files.r#move(request).await), ErrorCode::InvalidPath, "{bad:?}");
+    }
+
     let condition = Some(v1::Condition { kind: Some(v1::condition::Kind::IfMatch("0".repeat(31) + "9")) });
-    let mut request = v1::DeleteRequest { volume: "v".into(), path: "a/ü b".into(), condition };
+    let mut request = v1::DeleteRequest { volume: "v".into(), path: "ü/c".into(), condition };
     assert_eq!(refused(clients.files.delete(request.clone()).await), ErrorCode::PreconditionFailed);
     request.condition = None;
     assert_eq!(clients.files.delete(request).await.unwrap().into_inner().file.unwrap().etag, file.etag);

@@ -1,4 +1,4 @@
-//! `/v1/volumes/{volume}/files`: put, get, head, delete, list.
+//! `/v1/volumes/{volume}/files`: put, get, head, move, delete, list.
 
 use ::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::{
@@ -20,10 +20,12 @@ use super::{
     Answer,
     conditions::{self, ReadConditions, Verdict},
     json, json_response, range,
-    request::{file_of, page_limit, query, volume_of},
+    request::{file_of, file_with, flag, page_limit, query, volume_of},
     single,
 };
-use crate::files::{Condition, Download, FileError, FileInfo, FilePath, RangeSpec, UploadSpec, VolumeName};
+use crate::files::{
+    Condition, Download, FileError, FileInfo, FilePath, MoveSpec, RangeSpec, UploadSpec, VolumeName,
+};
 
 const BLAKE3: HeaderName = HeaderName::from_static("x-cairn-blake3");
 const DIGEST: HeaderName = HeaderName::from_static("digest");
@@ -191,6 +193,28 @@ pub(super) async fn head(State(shell): State<SharedShell>, request: Request) -> 
     }
     response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(file.size_bytes));
     Ok(response)
+}
+
+/// `POST …/files/OLD?move_to=NEW`. Conditions in headers are about the file that moves, as everywhere.
+pub(super) async fn move_file(State(shell): State<SharedShell>, request: Request) -> Answer {
+    let ((volume, path), [to, if_absent]) = file_with(request.uri(), ["move_to", "if_absent"])?;
+    let to =
+        to.ok_or_else(|| Refusal::invalid("a file that is posted to is moved: add ?move_to=NEW-NAME"))?;
+    let if_match = match conditions::for_write(request.headers())? {
+        Condition::Always | Condition::IfExists => None,
+        Condition::IfMatch(generation) => Some(generation),
+        Condition::IfAbsent => {
+            let cause = "If-None-Match is about the file that moves, which must be there; use ?if_absent=true for the new name";
+            return Err(Refusal::invalid(cause));
+        }
+    };
+    let condition = match flag("if_absent", if_absent)? {
+        true => Condition::IfAbsent,
+        false => Condition::Always,
+    };
+    let spec = MoveSpec { volume, path, to: decode::file_path(&to)?, if_match, condition };
+    let file = shell.within(shell.limits.unary, shell.files.move_file(spec)).await?;
+    Ok(json_response(StatusCode::OK, &json::file(&file)))
 }
 
 pub(super) async fn delete(State(shell): State<SharedShell>, request: Request) -> Answer {

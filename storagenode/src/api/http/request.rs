@@ -16,11 +16,19 @@ pub(super) fn volume_of(uri: &Uri) -> Result<VolumeName, Refusal> {
     decode::volume_name(&String::from_utf8_lossy(&bytes))
 }
 
-/// Volume and file in `/v1/volumes/{volume}/files/{path}`.
+/// Volume and file in `/v1/volumes/{volume}/files/{path}`, without parameters.
 pub(super) fn file_of(uri: &Uri) -> Result<(VolumeName, FilePath), Refusal> {
+    file_with(uri, []).map(|(file, [])| file)
+}
+
+/// As [`file_of`], and parameters.
+pub(super) fn file_with<const N: usize>(
+    uri: &Uri,
+    names: [&str; N],
+) -> Result<((VolumeName, FilePath), [Option<String>; N]), Refusal> {
     let volume = volume_of(uri)?;
-    // A file's name may have one, and what is cut off would be another file.
-    let [] = query(uri, [])?;
+    // A file's name may have a question mark, and what is cut off would be another file.
+    let values = query(uri, names)?;
     let raw = uri.path().splitn(6, '/').nth(5).unwrap_or_default();
     let refused = |what| Refusal::new(ErrorCode::InvalidPath, what);
     // A client that escapes a slash means a name with a slash in a part, which there is not.
@@ -28,7 +36,7 @@ pub(super) fn file_of(uri: &Uri) -> Result<(VolumeName, FilePath), Refusal> {
         return Err(refused("the file name has an escaped slash (%2F); write slashes as they are"));
     }
     let bytes = unescape(raw.as_bytes(), false).map_err(refused)?;
-    Ok((volume, FilePath::parse_bytes(&bytes).map_err(FileError::from)?))
+    Ok(((volume, FilePath::parse_bytes(&bytes).map_err(FileError::from)?), values))
 }
 
 /// The parameters after `?`, each of `names` at most once; others are refused, for a misspelt one must not be ignored.

@@ -200,6 +200,35 @@ async fn conditions_and_digests_of_uploads() {
 }
 
 #[tokio::test]
+async fn a_file_gets_another_name() {
+    let rig = rig_with_volume().await;
+    let post = async |path: &str, headers: &[(HeaderName, &str)]| {
+        call(&rig, Method::POST, &format!("/v1/volumes/v/files/{path}"), headers, "").await
+    };
+    let stored = call(&rig, Method::PUT, "/v1/volumes/v/files/a", &[], "abc").await;
+    let etag = stored.headers()[header::ETAG].to_str().unwrap().to_owned();
+    call(&rig, Method::PUT, "/v1/volumes/v/files/b", &[], "other").await;
+    for (path, headers, code) in [
+        ("a", vec![], "INVALID_ARGUMENT"),
+        ("a?move_to=..", vec![], "INVALID_PATH"),
+        ("a?move_to=c&to=d", vec![], "INVALID_ARGUMENT"),
+        ("a?move_to=c", vec![(header::IF_NONE_MATCH, "*")], "INVALID_ARGUMENT"),
+        ("a?move_to=b&if_absent=true", vec![], "PRECONDITION_FAILED"),
+        ("b?move_to=c", vec![(header::IF_MATCH, etag.as_str())], "PRECONDITION_FAILED"),
+        ("z?move_to=c", vec![], "FILE_NOT_FOUND"),
+    ] {
+        assert_eq!(code_of(&post(path, &headers).await), code, "{path}");
+    }
+    let moved = json_of(&post("a?move_to=d%2Fnew+name", &[(header::IF_MATCH, &etag)]).await);
+    assert_eq!((moved["path"].as_str(), moved["size_bytes"].as_u64()), (Some("d/new name"), Some(3)));
+    assert_eq!(format!("\"{}\"", moved["etag"].as_str().unwrap()), etag, "it is the same version");
+    assert_eq!(code_of(&get_(&rig, "/v1/volumes/v/files/a", &[]).await), "FILE_NOT_FOUND");
+    assert_eq!(get_(&rig, "/v1/volumes/v/files/d/new%20name", &[]).await.body(), "abc");
+    post("d/new%20name?move_to=b", &[]).await;
+    assert_eq!(get_(&rig, "/v1/volumes/v/files/b", &[]).await.body(), "abc", "what was there is replaced");
+}
+
+#[tokio::test]
 async fn names_are_refused_not_mended() {
     let rig = rig_with_volume().await;
     for name in [
@@ -499,7 +528,11 @@ async fn every_documented_operation_answers() {
     let served = json_of(&get_(&rig, "/openapi.json", &[]).await);
     assert_eq!(served, document());
     for (method, path, id, _) in operations {
-        let path = path.replace("{volume}", "v").replace("{path}", "a");
+        let mut path = path.replace("{volume}", "v").replace("{path}", "a");
+        if id == "moveFile" {
+            path = path.replace("/a", "/moves") + "?move_to=moved";
+            call(&rig, Method::PUT, "/v1/volumes/v/files/moves", &[], "").await;
+        }
         let body = if id == "createVolume" { r#"{"name": "v"}"# } else { "" };
         let answer = call(&rig, method.parse().unwrap(), &path, &[], body).await;
         assert!(answer.status().is_success(), "{method} {path}: {answer:?}");

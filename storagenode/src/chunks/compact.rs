@@ -1,0 +1,337 @@
+//! Compaction (R8): what is still wanted of a segment is written again elsewhere, and the segment is given back.
+//!
+//! Holes give back the content of large chunks that are deleted. What stays are their headers, tombstones, marks, and all of small
+//! chunks: a volume of small files that change would fill its disks. So a segment of which half or more is garbage is emptied:
+//!
+//! 1. **Copy forward.** Its records are gone through in order. Chunks that the index has there are read from the device, verified,
+//!    and written by the one writer in a group like any other, with the sequence they were first written with. So are the
+//!    tombstones of chunks that are still buried, and marks of segments that are still there. Sightings are not: a later
+//!    one is in the segment that is written now.
+//! 2. **Verify.** Once the group is durable, each copy is read from the device and verified, too.
+//! 3. **Swap.** Then the index is told the new place, if the chunk is still at the old one. A chunk that was buried or found
+//!    damaged meanwhile is not: its copy is garbage.
+//! 4. **Rest.** The segment stays for a while as it is, or until room is needed.
+//! 5. **Remove.** Its name is written down (`removed`), its file removed.
+//!
+//! A crash at any moment leaves both or one of them. The next start finds both: of two records with one sequence the one in the newer
+//! segment counts if it is whole, else the older one. A deletion is on the disk for longer than any put of its chunk: it is
+//! copied as long as the index knows of it, which is for ever so far.
+//!
+//! A segment with a damaged place in it, or with a chunk that is set apart, stays: perhaps nobody has more of it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use cairn_placement::ChunkId;
+use tokio::sync::oneshot;
+
+use super::{
+    Presence, Purpose, PutError,
+    format::{Body, Record, SegmentId},
+    group::{Command, CopiedRecord, Copy, MARK_BYTES},
+    hole::hole,
+    index::{Entry, Known, Place},
+    read::{RecordFault, read_chunk, verify_on_device},
+    recover::read_through,
+    removed,
+    scan::Found,
+    segment::Ended,
+    store::{ChunkStore, Inner, record_length},
+};
+
+/// Copied at once: bounds memory, but for a single chunk that is longer.
+const BATCH_BYTES: u64 = 4 << 20;
+/// Entries of the index looked at without letting others to it.
+const LOOKED_AT_ONCE: usize = 10_000;
+
+/// What came of a look for garbage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compaction {
+    /// No segment is worth it.
+    Nothing,
+    /// What was wanted of a segment was copied; it rests now.
+    Emptied { copied_bytes: u64 },
+    /// Something about the segment forbids it.
+    Refused,
+}
+
+/// What of a segment is still wanted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Live {
+    pub bytes: u64,
+    /// Chunks that are set apart.
+    pub damaged: u64,
+}
+
+/// What compaction knows between its steps.
+#[derive(Default)]
+pub struct Compacting {
+    /// Emptied segments, and since when.
+    resting: BTreeMap<u32, Duration>,
+    /// Segments that stay as they are, until the next start.
+    refused: std::collections::BTreeSet<u32>,
+}
+
+/// Why a segment could not be emptied now.
+enum Stopped {
+    /// It stays as it is.
+    Refuse(String),
+    /// Perhaps another time.
+    Later(String),
+}
+
+impl From<PutError> for Stopped {
+    fn from(error: PutError) -> Self {
+        Self::Later(error.to_string())
+    }
+}
+
+/// A chunk whose record is copied.
+struct Moving {
+    id: ChunkId,
+    from: Entry,
+    /// Which of the copied records it is.
+    record: usize,
+}
+
+/// Records that are copied together.
+#[derive(Default)]
+struct Batch {
+    records: Vec<CopiedRecord>,
+    moving: Vec<Moving>,
+    bytes: u64,
+}
+
+impl Batch {
+    fn push(&mut self, record: CopiedRecord) {
+        self.bytes += record.bytes();
+        self.records.push(record);
+    }
+}
+
+impl ChunkStore {
+    /// Empties the one segment that gives back most, if half of it or more is garbage.
+    pub async fn compact(&self) -> Compaction {
+        let mut compacting = self.inner.compacting.lock().await;
+        let Some(segment) = self.worst(&compacting).await else { return Compaction::Nothing };
+        let id = self.inner.table.id(segment.slot);
+        match self.empty(segment).await {
+            Ok(copied_bytes) => {
+                tracing::debug!(segment = %id, copied_bytes, used = segment.used, "emptied");
+                compacting.resting.insert(segment.slot, self.inner.env.clock.monotonic());
+                Compaction::Emptied { copied_bytes }
+            }
+            Err(Stopped::Refuse(reason)) => {
+                tracing::warn!(segment = %id, reason, "its garbage is not given back");
+                compacting.refused.insert(segment.slot);
+                Compaction::Refused
+            }
+            Err(Stopped::Later(reason)) => {
+                tracing::debug!(segment = %id, reason, "could not be emptied now");
+                Compaction::Nothing
+            }
+        }
+    }
+
+    /// Removes the segments that were emptied so long ago; gives how many bytes they took.
+    pub async fn remove_emptied(&self, rest: Duration) -> u64 {
+        let mut compacting = self.inner.compacting.lock().await;
+        let now = self.inner.env.clock.monotonic();
+        let due = |(slot, since): (&u32, &Duration)| (now.saturating_sub(*since) >= rest).then_some(*slot);
+        let due: Vec<u32> = compacting.resting.iter().filter_map(due).collect();
+        let mut freed = 0;
+        for slot in due {
+            compacting.resting.remove(&slot);
+            let live = self.live().await.remove(&slot).unwrap_or_default();
+            if live != Live::default() {
+                // What was set apart since belongs to no copy.
+                compacting.refused.insert(slot);
+                continue;
+            }
+            let inner = self.inner.clone();
+            let removed = self.inner.env.blocking(move || {
+                removed::note(&*inner.env.disk, &inner.table, slot)?;
+                let bytes = inner.table.remove(slot)?;
+                inner.space.freed(bytes);
+                if let Ok(disk) = inner.env.disk.space(inner.table.folder()) {
+                    inner.space.look(disk);
+                }
+                Ok::<_, std::io::Error>(bytes)
+            });
+            match removed.await {
+                Ok(bytes) => freed += bytes,
+                Err(error) => {
+                    let segment = self.inner.table.id(slot);
+                    tracing::warn!(%segment, %error, "an emptied segment could not be removed; tried again after the next start");
+                    compacting.refused.insert(slot);
+                }
+            }
+        }
+        freed
+    }
+
+    /// The segment that gives back most.
+    async fn worst(&self, compacting: &Compacting) -> Option<Ended> {
+        let live = self.live().await;
+        let ended = self.inner.table.all_ended();
+        let free = |slot: u32| !compacting.resting.contains_key(&slot) && !compacting.refused.contains(&slot);
+        let worth = ended.into_iter().filter(|segment| free(segment.slot)).filter_map(|segment| {
+            let Live { bytes, damaged } = live.get(&segment.slot).copied().unwrap_or_default();
+            let wanted = bytes + segment.tombstones * MARK_BYTES;
+            (damaged == 0 && wanted <= segment.used / 2).then(|| (segment.used - wanted, segment))
+        });
+        worth
+            .max_by_key(|(gain, segment)| (*gain, std::cmp::Reverse(segment.slot)))
+            .map(|(_, segment)| segment)
+    }
+
+    /// What is still wanted of each segment.
+    async fn live(&self) -> HashMap<u32, Live> {
+        let (mut live, mut after) = (HashMap::new(), None);
+        loop {
+            after = self.inner.index.read().add_live(&mut live, after, LOOKED_AT_ONCE);
+            if after.is_none() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        self.inner.index.read().add_damaged(&mut live);
+        live
+    }
+
+    /// Copies all that is wanted of a segment, and tells the index; gives how much that was.
+    async fn empty(&self, segment: Ended) -> Result<u64, Stopped> {
+        let found = self.records_of(segment).await?;
+        let (mut batch, mut copied) = (Batch::default(), 0);
+        self.marks_to_keep(segment.slot, &found).into_iter().for_each(|record| batch.push(record));
+        for Found { offset, record, .. } in found {
+            match record.body {
+                Body::Put(_) => self.take(segment.slot, offset, record, &mut batch).await?,
+                Body::Tombstone(tombstone) => {
+                    if self.inner.index.read().presence(tombstone.id) == Presence::Buried {
+                        let Record { sequence, body, .. } = record;
+                        batch.push(CopiedRecord { sequence, body, frames: Vec::new() });
+                    }
+                }
+                Body::Mark { .. } | Body::Sighting(_) => {}
+            }
+            if batch.bytes >= BATCH_BYTES {
+                copied += batch.bytes;
+                self.copy(std::mem::take(&mut batch)).await?;
+            }
+        }
+        copied += batch.bytes;
+        if !batch.records.is_empty() {
+            self.copy(batch).await?;
+        }
+        // What the segment knew of the metadata store is known elsewhere, too; and whatever was still to be marked is.
+        self.remember().await?;
+        match self.live().await.get(&segment.slot) {
+            None => Ok(copied),
+            Some(live) => Err(Stopped::Refuse(format!("something of it is still wanted: {live:?}"))),
+        }
+    }
+
+    /// The segment's records, if all of it that is trusted can be understood.
+    async fn records_of(&self, segment: Ended) -> Result<Vec<Found>, Stopped> {
+        let inner = self.inner.clone();
+        let scan = self.inner.env.blocking(move || {
+            let file = inner.table.file(segment.slot).map_err(|error| Stopped::Later(error.to_string()))?;
+            let _ = file.forget_cached(0, u64::MAX / 2);
+            read_through(&inner.table, inner.table.id(segment.slot), &*file)
+                .map_err(|error| Stopped::Refuse(error.to_string()))
+        });
+        let scan = scan.await?;
+        let bad = scan.gaps.iter().find(|gap| gap.range.start < segment.end);
+        if let Some(gap) = bad {
+            return Err(Stopped::Refuse(format!("it is damaged at {:?}", gap.range)));
+        }
+        if scan.content_end < segment.end || scan.found.iter().any(|found| found.corrected) {
+            return Err(Stopped::Refuse("it is damaged".into()));
+        }
+        Ok(scan.found)
+    }
+
+    /// The marks of segments that are there, each once, with the furthest end.
+    fn marks_to_keep(&self, slot: u32, found: &[Found]) -> Vec<CopiedRecord> {
+        let own = self.inner.table.id(slot);
+        let mut kept: BTreeMap<SegmentId, (u64, CopiedRecord)> = BTreeMap::new();
+        for Found { record, .. } in found {
+            let Body::Mark { segment, end } = record.body else { continue };
+            let known = kept.get(&segment).map_or(0, |(end, _)| *end);
+            if segment != own && end > known && self.inner.table.has(segment) {
+                let Record { sequence, body, .. } = record.clone();
+                kept.insert(segment, (end, CopiedRecord { sequence, body, frames: Vec::new() }));
+            }
+        }
+        kept.into_values().map(|(_, record)| record).collect()
+    }
+
+    /// Reads a chunk's record, if the index has the chunk there, and adds it to what is copied.
+    async fn take(&self, slot: u32, offset: u64, record: Record, batch: &mut Batch) -> Result<(), Stopped> {
+        let Body::Put(header) = &record.body else { return Ok(()) };
+        let (id, place) = (header.id, Place::new(slot, offset));
+        let entry = match self.inner.index.read().get(id) {
+            Some(Known::Present(entry)) if entry.place == place => entry,
+            _ => return Ok(()),
+        };
+        let inner = self.inner.clone();
+        let read = move || {
+            let length = record_length(entry.plain_length);
+            let _ = inner.table.file(slot).and_then(|file| file.forget_cached(offset, length));
+            read_chunk(&inner.table, id, &entry, false, 0..u32::MAX)
+        };
+        let frames = match self.inner.env.blocking(read).await {
+            Ok((_, frames)) => frames,
+            Err(fault) => return Err(self.found_bad(id, &entry, fault)),
+        };
+        batch.moving.push(Moving { id, from: entry, record: batch.records.len() });
+        let Record { sequence, body, .. } = record;
+        batch.push(CopiedRecord { sequence, body, frames });
+        Ok(())
+    }
+
+    /// What to do about a chunk that cannot be read.
+    fn found_bad(&self, id: ChunkId, entry: &Entry, fault: RecordFault) -> Stopped {
+        match fault {
+            RecordFault::Disk(error) => Stopped::Later(error.to_string()),
+            RecordFault::Corrupt(reason) => match self.inner.set_apart(id, entry, &reason) {
+                true => Stopped::Refuse(format!("chunk {id} in it is damaged")),
+                false => Stopped::Later("a chunk went meanwhile".into()),
+            },
+        }
+    }
+
+    /// Writes records again, and tells the index where their chunks are.
+    async fn copy(&self, batch: Batch) -> Result<(), Stopped> {
+        let Batch { records, moving, bytes } = batch;
+        let admitted = self.inner.space.admit(bytes, Purpose::Compact);
+        let admitted = admitted.ok_or_else(|| Stopped::Later("there is no room for copies".into()))?;
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Copy(Copy { records, admitted, reply })).await?;
+        let places = answer.await.map_err(|_| PutError::Closed)??;
+        for Moving { id, from, record } in moving {
+            let to = Entry { place: places[record], ..from };
+            let inner = self.inner.clone();
+            let verified = self.inner.env.blocking(move || verify_on_device(&inner.table, id, &to)).await;
+            if let Err(fault) = verified {
+                self.inner.bury_copy(&to);
+                return Err(Stopped::Later(format!("the copy of chunk {id} is not sound: {fault}")));
+            }
+            if !self.inner.index.write().relocate(id, from.place, to.place) {
+                self.inner.bury_copy(&to);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Inner {
+    /// A copy that nobody wants: its space is given back when its group is known to be durable.
+    fn bury_copy(self: &Arc<Self>, copy: &Entry) {
+        self.dead_copies.lock().extend(hole(copy));
+    }
+}

@@ -1,0 +1,221 @@
+//! Compaction of a chunk store on a simulated disk: garbage gives its space back, and nothing else goes. What crashes do to it, the
+//! histories of `chunks_crash.rs` try.
+
+use std::{path::PathBuf, time::Duration};
+
+use cairn_node::{
+    chunks::{ChunkStore, Compaction, Presence, Purpose, PutOutcome, ReadError},
+    env::{Disk as _, OpenMode},
+};
+use cairn_tests::sim::{
+    disk::SimDisk,
+    store::{chunk, id, in_store, is_whole, segments, tombstone},
+};
+
+/// Puts chunks with these numbers.
+async fn put(store: &ChunkStore, numbers: impl IntoIterator<Item = u32>) {
+    for n in numbers {
+        assert_eq!(store.put(chunk(n), Purpose::Write).await, Ok(PutOutcome::Stored), "{n}");
+    }
+}
+
+async fn bury(store: &ChunkStore, numbers: impl IntoIterator<Item = u32>) {
+    store.bury(numbers.into_iter().map(tombstone).collect()).await.unwrap();
+}
+
+/// Compacts until there is nothing to do, and removes what was emptied; how many segments that were.
+async fn compact(store: &ChunkStore) -> usize {
+    let mut emptied = 0;
+    while let Compaction::Emptied { .. } = store.compact().await {
+        emptied += 1;
+    }
+    store.remove_emptied(Duration::ZERO).await;
+    emptied
+}
+
+fn paths(disk: &SimDisk) -> Vec<PathBuf> {
+    segments(disk).into_iter().map(|(path, _)| path).collect()
+}
+
+/// Numbers of chunks that are too small for a hole.
+fn small(count: usize) -> Vec<u32> {
+    (0..).filter(|n| n % 11 < 7).take(count).collect()
+}
+
+#[test]
+fn small_chunks_that_are_deleted_give_their_space_back() {
+    let disk = SimDisk::new(64 << 20);
+    let numbers = small(600);
+    let (kept, gone): (Vec<u32>, Vec<u32>) = numbers.iter().partition(|n| *n % 10 == 0);
+    in_store(&disk, async |store| {
+        put(&store, numbers.iter().copied()).await;
+        let full = store.usage();
+        bury(&store, gone.iter().copied()).await;
+        assert!(store.usage().used_bytes >= full.used_bytes, "nothing of it is a page long");
+        assert!(compact(&store).await > 2);
+        let after = store.usage();
+        assert!(after.used_bytes < full.used_bytes / 3, "{full:?} {after:?}");
+        assert!(after.segments < full.segments && after.chunks == kept.len() as u64, "{full:?} {after:?}");
+        assert_eq!(store.compact().await, Compaction::Nothing, "and then it is done");
+        for n in &kept {
+            assert_eq!(is_whole(&store, *n).await, Ok(true), "{n}");
+        }
+        store.close().await;
+    });
+    in_store(&disk, async |store| {
+        assert_eq!(store.recovery().corrupt, []);
+        let usage = store.usage();
+        assert_eq!((usage.chunks, usage.tombstones), (kept.len() as u64, gone.len() as u64));
+        for n in &kept {
+            assert_eq!(is_whole(&store, *n).await, Ok(true), "{n}");
+        }
+        assert!(gone.iter().all(|n| store.contains(id(*n)) == Presence::Buried));
+        // What the disk says is what was counted.
+        let on_disk: u64 = segments(&disk).iter().map(|(_, size)| size).sum();
+        assert!(usage.used_bytes <= on_disk, "{usage:?} {on_disk}");
+    });
+}
+
+/// Each start makes a segment: many short lives leave many, and the next life takes them together.
+#[test]
+fn segments_of_short_lives_are_put_together() {
+    let disk = SimDisk::new(64 << 20);
+    for life in 0..12 {
+        in_store(&disk, async |store| {
+            put(&store, [life]).await;
+            store.close().await;
+        });
+    }
+    assert_eq!(segments(&disk).len(), 12);
+    in_store(&disk, async |store| {
+        compact(&store).await;
+        for n in 0..12 {
+            assert_eq!(is_whole(&store, n).await, Ok(true), "{n}");
+        }
+        // Those stay that hold 20 kB or more of content.
+        assert!(segments(&disk).len() <= 6, "{:?}", segments(&disk));
+        store.close().await;
+    });
+    in_store(&disk, async |store| assert_eq!(store.recovery().corrupt, []));
+}
+
+/// The mark that tells where a segment ends was in one that is gone: its loss would still be noticed.
+#[test]
+fn marks_outlive_the_segments_that_they_were_in() {
+    let disk = SimDisk::new(64 << 20);
+    for (life, number) in [(0, 10), (1, 2), (2, 21)] {
+        in_store(&disk, async |store| {
+            put(&store, [number]).await;
+            if life == 1 {
+                bury(&store, [2]).await;
+            }
+        });
+        // Killed: no segment has its own mark.
+        disk.kill();
+    }
+    let before = paths(&disk);
+    in_store(&disk, async |store| {
+        assert_eq!(compact(&store).await, 1, "the second life's");
+        store.close().await;
+    });
+    assert!(!paths(&disk).contains(&before[1]) && paths(&disk).contains(&before[0]));
+    let first = disk.open(&before[0], OpenMode::ReadWrite).unwrap();
+    first.punch_hole(4096, first.size().unwrap() - 4096).unwrap();
+    in_store(&disk, async |store| {
+        let named: Vec<_> = store.recovery().corrupt.iter().map(|corrupt| corrupt.segment.clone()).collect();
+        assert_eq!(named, [before[0].file_name().unwrap().to_string_lossy()]);
+    });
+}
+
+/// A chunk was damaged and replaced, and what replaced it is copied: the damaged one, in an older segment, does not count again.
+#[test]
+fn a_copy_keeps_its_place_in_the_order() {
+    let disk = SimDisk::new(64 << 20);
+    in_store(&disk, async |store| {
+        // The second one keeps the segment from being emptied.
+        put(&store, [9, 20]).await;
+        store.close().await;
+    });
+    disk.rot(&paths(&disk)[0], 4096 + 200, 0x20);
+    in_store(&disk, async |store| {
+        assert!(matches!(store.read(id(9), 0..9).await, Err(ReadError::Corrupt(_))));
+        put(&store, [9, 21]).await;
+        bury(&store, [21]).await;
+        store.close().await;
+    });
+    in_store(&disk, async |store| {
+        let Compaction::Emptied { copied_bytes } = store.compact().await else {
+            panic!("nothing is emptied")
+        };
+        assert!(copied_bytes > 65_536, "the second life's segment, with the chunk");
+        store.remove_emptied(Duration::ZERO).await;
+        store.close().await;
+    });
+    in_store(&disk, async |store| {
+        assert_eq!(is_whole(&store, 9).await, Ok(true));
+        assert_eq!(store.counters().corrupt_chunks, 0);
+    });
+}
+
+/// Perhaps nobody has more of what is damaged.
+#[test]
+fn a_segment_with_damage_stays() {
+    for at in [4096 + 30, 4096 + 300] {
+        let disk = SimDisk::new(64 << 20);
+        in_store(&disk, async |store| {
+            put(&store, [4, 10, 21]).await;
+            bury(&store, [10, 21]).await;
+            store.close().await;
+        });
+        let segment = paths(&disk)[0].clone();
+        in_store(&disk, async |store| {
+            disk.rot(&segment, at, 0x11);
+            disk.rot(&segment, at + 3, 0x12);
+            assert_eq!(store.compact().await, Compaction::Refused, "{at}");
+            assert_eq!(store.compact().await, Compaction::Nothing, "it is not tried again and again");
+            store.remove_emptied(Duration::ZERO).await;
+        });
+        assert!(paths(&disk).contains(&segment), "{at}");
+    }
+}
+
+#[test]
+fn whoever_reads_meanwhile_reads_on() {
+    let disk = SimDisk::new(64 << 20);
+    in_store(&disk, async |store| {
+        let numbers = small(400);
+        put(&store, numbers.iter().copied()).await;
+        bury(&store, numbers.iter().copied().filter(|n| n % 4 != 0)).await;
+        let kept: Vec<u32> = numbers.into_iter().filter(|n| n % 4 == 0).collect();
+        let reading = async {
+            for round in 0..20 {
+                for n in &kept {
+                    assert_eq!(is_whole(&store, *n).await, Ok(true), "{n} in round {round}");
+                }
+            }
+        };
+        let (emptied, ()) = tokio::join!(compact(&store), reading);
+        assert!(emptied > 1);
+        assert_eq!((store.counters().corrupt_chunks, store.usage().chunks), (0, kept.len() as u64));
+    });
+}
+
+/// An emptied segment stays until it has rested.
+#[test]
+fn an_emptied_segment_rests() {
+    let disk = SimDisk::new(64 << 20);
+    in_store(&disk, async |store| {
+        put(&store, [10, 21, 32]).await;
+        bury(&store, [10, 21, 32]).await;
+        store.close().await;
+    });
+    let segment = paths(&disk)[0].clone();
+    in_store(&disk, async |store| {
+        assert!(matches!(store.compact().await, Compaction::Emptied { .. }));
+        assert_eq!(store.remove_emptied(Duration::from_secs(60)).await, 0);
+        assert!(paths(&disk).contains(&segment));
+        assert_eq!(store.compact().await, Compaction::Nothing, "it is not emptied again");
+        assert!(store.remove_emptied(Duration::ZERO).await > 0);
+        assert!(!paths(&disk).contains(&segment));
+    });
+}
