@@ -80,20 +80,20 @@ fn small_chunks_that_are_deleted_give_their_space_back() {
 #[test]
 fn segments_of_short_lives_are_put_together() {
     let disk = SimDisk::new(64 << 20);
-    for life in 0..12 {
+    let numbers: Vec<u32> = (0..).filter(|n| n % 11 == 6).take(60).collect();
+    for n in &numbers {
         in_store(&disk, async |store| {
-            put(&store, [life]).await;
+            put(&store, [*n]).await;
             store.close().await;
         });
     }
-    assert_eq!(segments(&disk).len(), 12);
+    assert_eq!(segments(&disk).len(), 60);
     in_store(&disk, async |store| {
-        compact(&store).await;
-        for n in 0..12 {
-            assert_eq!(is_whole(&store, n).await, Ok(true), "{n}");
+        assert!(compact(&store).await >= 28);
+        for n in &numbers {
+            assert_eq!(is_whole(&store, *n).await, Ok(true), "{n}");
         }
-        // Those stay that hold 20 kB or more of content.
-        assert!(segments(&disk).len() <= 6, "{:?}", segments(&disk));
+        assert!(segments(&disk).len() <= 33, "{:?}", segments(&disk));
         store.close().await;
     });
     in_store(&disk, async |store| assert_eq!(store.recovery().corrupt, []));
@@ -205,8 +205,8 @@ fn whoever_reads_meanwhile_reads_on() {
 fn an_emptied_segment_rests() {
     let disk = SimDisk::new(64 << 20);
     in_store(&disk, async |store| {
-        put(&store, [10, 21, 32]).await;
-        bury(&store, [10, 21, 32]).await;
+        put(&store, [10]).await;
+        bury(&store, [10]).await;
         store.close().await;
     });
     let segment = paths(&disk)[0].clone();

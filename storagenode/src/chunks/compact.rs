@@ -1,7 +1,8 @@
 //! Compaction (R8): what is still wanted of a segment is written again elsewhere, and the segment is given back.
 //!
 //! Holes give back the content of large chunks that are deleted. What stays are their headers, tombstones, marks, and all of small
-//! chunks: a volume of small files that change would fill its disks. So a segment of which half or more is garbage is emptied:
+//! chunks: a volume of small files that change would fill its disks. So a segment of which half or more is garbage is emptied, and
+//! so are small ones, which short lives of a node leave, when there are many:
 //!
 //! 1. **Copy forward.** Its records are gone through in order. Chunks that the index has there are read from the device, verified,
 //!    and written by the one writer in a group like any other, with the sequence they were first written with. So are the
@@ -46,6 +47,11 @@ use super::{
 const BATCH_BYTES: u64 = 4 << 20;
 /// Entries of the index looked at without letting others to it.
 const LOOKED_AT_ONCE: usize = 10_000;
+
+/// A segment is small that has less than such a part of a full one: a node that was stopped soon leaves one.
+const SMALL_PART: u64 = 16;
+/// So many small segments may stay; more are put together, garbage or not.
+const SMALL_SEGMENTS: usize = 32;
 
 /// What came of a look for garbage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,7 +119,7 @@ impl Batch {
 }
 
 impl ChunkStore {
-    /// Empties the one segment that gives back most, if half of it or more is garbage.
+    /// Empties the one segment that gives back most, if half of it or more is garbage, or if too many are small.
     pub async fn compact(&self) -> Compaction {
         let mut compacting = self.inner.compacting.lock().await;
         let Some(segment) = self.worst(&compacting).await else { return Compaction::Nothing };
@@ -178,10 +184,14 @@ impl ChunkStore {
         let live = self.live().await;
         let ended = self.inner.table.all_ended();
         let free = |slot: u32| !compacting.resting.contains_key(&slot) && !compacting.refused.contains(&slot);
-        let worth = ended.into_iter().filter(|segment| free(segment.slot)).filter_map(|segment| {
+        let small = self.inner.segment_bytes() / SMALL_PART;
+        let rested = || ended.iter().filter(|segment| free(segment.slot));
+        let many_small = rested().filter(|segment| segment.used < small).count() > SMALL_SEGMENTS;
+        let worth = rested().filter_map(|segment| {
             let Live { bytes, damaged } = live.get(&segment.slot).copied().unwrap_or_default();
             let wanted = bytes + segment.tombstones * MARK_BYTES;
-            (damaged == 0 && wanted <= segment.used / 2).then(|| (segment.used - wanted, segment))
+            let worth = wanted <= segment.used / 2 || many_small && segment.used < small;
+            (damaged == 0 && worth).then(|| (segment.used.saturating_sub(wanted), *segment))
         });
         worth
             .max_by_key(|(gain, segment)| (*gain, std::cmp::Reverse(segment.slot)))
