@@ -5,7 +5,7 @@ CARGO ?= cargo
 RUN = $(CARGO) run --quiet --profile ci --bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo kube bench test quick lint readme
+.PHONY: help setup build demo kube bench test soak quick lint readme
 
 help:
 	@echo 'make setup    find, install or build what the build and the tests need'
@@ -14,6 +14,7 @@ help:
 	@echo 'make kube     the same on a real Kubernetes with three kubelets on this machine (as root)'
 	@echo 'make bench    how fast a cluster is on this machine, beside what the machine can do; ARGS=--help says more'
 	@echo 'make test     everything, in stages; ends with what passed, failed and was skipped'
+	@echo 'make soak     200 rounds of kill -9 under load, and 20,000 simulated histories: about three hours'
 	@echo 'make quick    formatting, unit tests and the rules of the repository: a few minutes at most'
 	@echo 'make lint     rustfmt and clippy'
 	@echo 'make readme   write the table of promises into README.md'
@@ -39,6 +40,9 @@ bench:
 
 test:
 	@.ci/stages test
+
+soak:
+	@.ci/stages soak
 
 quick:
 	@.ci/stages quick

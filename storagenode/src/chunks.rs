@@ -327,4 +327,7 @@ pub struct Counters {
     pub failed_groups: u64,
     /// Chunks that left the inventory because their bytes were wrong.
     pub corrupt_chunks: u64,
+    /// Segments that compaction has emptied, and bytes of those that it has removed.
+    pub compacted_segments: u64,
+    pub compacted_bytes: u64,
 }

@@ -77,6 +77,8 @@ pub struct Metrics {
     pub repair_copies: Counter,
     /// Frames or copies found damaged, here or at a peer.
     pub corrupt_copies: Counter,
+    /// Bytes of segments that were mostly garbage, and are removed.
+    pub compacted_bytes: Counter,
     /// Placement groups that this node is a member of, and those of them that it has found complete.
     pub placement_groups: Gauge,
     pub placement_groups_settled: Gauge,
@@ -112,6 +114,7 @@ impl Default for Metrics {
             tombstones: Gauge::default(),
             repair_copies: Counter::default(),
             corrupt_copies: Counter::default(),
+            compacted_bytes: Counter::default(),
             placement_groups: Gauge::default(),
             placement_groups_settled: Gauge::default(),
             lost_files: Gauge::default(),
@@ -174,6 +177,11 @@ impl Metrics {
         let counters = [
             ("repair_copies", "Chunks fetched because this node lacked them", &self.repair_copies),
             ("corrupt_copies", "Copies of chunks found damaged", &self.corrupt_copies),
+            (
+                "compacted_bytes",
+                "Bytes of segments that were mostly garbage, given back",
+                &self.compacted_bytes,
+            ),
             ("meta_errors", "Calls of the metadata store that failed", &self.meta_errors),
             (
                 "collected_generations",

@@ -486,6 +486,45 @@ async fn files_and_folders_are_copied_within_the_cluster() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn files_and_folders_are_moved() {
+    let desk = Desk::new().await;
+    desk.make_context("one");
+    desk.cairn(&["mkvol", "files"]);
+    desk.cairn(&["mkvol", "archive"]);
+    for (name, bytes) in [("a.txt", content(1, 0)), ("b/one", content(2, 200_000)), ("b/two", content(3, 1))]
+    {
+        desk.write(&format!("in/{name}"), &bytes);
+    }
+    desk.cairn(&["put", "in", "files/p", "--content-type", "text/plain"]);
+
+    let before = desk.json(&["stat", "files/p/b/one"]);
+    desk.cairn(&["mv", "files/p/b/one", "files/q/ü 1"]);
+    let mut after = desk.json(&["stat", "files/q/ü 1"]);
+    assert_eq!(after["file"]["path"], "q/ü 1");
+    after["file"]["path"] = before["file"]["path"].clone();
+    assert_eq!(after["file"], before["file"], "the same version, under another name");
+    desk.fails(&["stat", "files/p/b/one"], 3, "FILE_NOT_FOUND");
+    desk.fails(&["mv", "files/p/b/one", "files/x"], 3, "FILE_NOT_FOUND");
+    desk.fails(&["mv", "files/p/a.txt", "files/q/ü 1", "--if-absent"], 4, "PRECONDITION_FAILED");
+    desk.fails(&["mv", "files/p/a.txt", "files/p/"], 2, "INVALID_ARGUMENT");
+    desk.fails(&["mv", "files/p", "files/p/b"], 2, "INVALID_ARGUMENT");
+    desk.fails(&["mv", "files/p", "nobody/x"], 3, "VOLUME_NOT_FOUND");
+    assert_eq!(paths(&desk, "files"), ["p/a.txt", "p/b/two", "q/ü 1"]);
+
+    assert_eq!(transferred(&desk, &["mv", "files/p", "files/r"]), (2, 0));
+    assert_eq!(paths(&desk, "files"), ["q/ü 1", "r/a.txt", "r/b/two"]);
+    desk.cairn(&["mv", "files/r/a.txt", "files/r/b/two"]);
+    assert_eq!(desk.json(&["stat", "files/r/b/two"])["file"]["size_bytes"], 0, "what was there is replaced");
+    assert_eq!(transferred(&desk, &["mv", "files/q", "archive/"]), (1, 0));
+    assert_eq!(
+        (paths(&desk, "files"), paths(&desk, "archive")),
+        (vec!["r/b/two".into()], vec!["q/ü 1".into()])
+    );
+    assert_eq!(transferred(&desk, &["get", "archive/q", "back"]), (1, 0));
+    assert!(fs::read(desk.path("back/ü 1")).unwrap() == content(2, 200_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_files_take_is_summed_up() {
     let desk = Desk::new().await;
     desk.make_context("one");

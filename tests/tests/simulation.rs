@@ -20,7 +20,7 @@ const SEEDS: Range<u64> = 0..1_000;
 /// Of these, so many are played twice.
 const REPLAYED: usize = 25;
 /// What every thousand histories must have seen of each, at least: else the simulation shows less than it says.
-const SEEN: [(&str, usize); 11] = [
+const SEEN: [(&str, usize); 12] = [
     ("bytes: done", 5_000),
     ("Create(", 1_000),
     ("Delete: done", 500),
@@ -32,6 +32,7 @@ const SEEN: [(&str, usize); 11] = [
     ("do not hear each other", 100),
     ("the store for", 500),
     ("are left behind", 50),
+    ("segments are compacted", 500),
 ];
 
 fn seeds() -> Range<u64> {

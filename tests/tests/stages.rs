@@ -184,6 +184,18 @@ fn demo_kube_and_bench_run_the_programs_that_tests_run() {
 }
 
 #[test]
+fn soak_plays_more_of_what_make_test_plays() {
+    if require(&[Need::System("make")]).is_err() {
+        return;
+    }
+    let soak = calls(&["soak"]);
+    let test = "cargo test --profile ci --workspace --test";
+    let build = "cargo build --profile ci --workspace --bins --tests".to_owned();
+    let rest = [format!("{test} process_rounds"), format!("{test} simulation whatever")];
+    assert_eq!(soak, [vec!["setup".to_owned(), build], rest.to_vec()].concat());
+}
+
+#[test]
 fn make_alone_lists_every_target() {
     if require(&[Need::System("make")]).is_err() {
         return;

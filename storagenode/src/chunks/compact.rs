@@ -22,7 +22,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -127,6 +127,7 @@ impl ChunkStore {
         match self.empty(segment).await {
             Ok(copied_bytes) => {
                 tracing::debug!(segment = %id, copied_bytes, used = segment.used, "emptied");
+                self.inner.counters.compacted_segments.fetch_add(1, Ordering::Relaxed);
                 compacting.resting.insert(segment.slot, self.inner.env.clock.monotonic());
                 Compaction::Emptied { copied_bytes }
             }
@@ -168,7 +169,10 @@ impl ChunkStore {
                 Ok::<_, std::io::Error>(bytes)
             });
             match removed.await {
-                Ok(bytes) => freed += bytes,
+                Ok(bytes) => {
+                    self.inner.counters.compacted_bytes.fetch_add(bytes, Ordering::Relaxed);
+                    freed += bytes;
+                }
                 Err(error) => {
                     let segment = self.inner.table.id(slot);
                     tracing::warn!(%segment, %error, "an emptied segment could not be removed; tried again after the next start");

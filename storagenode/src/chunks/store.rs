@@ -89,6 +89,8 @@ pub struct AtomicCounters {
     pub bytes: AtomicU64,
     pub failed_groups: AtomicU64,
     pub corrupt_chunks: AtomicU64,
+    pub compacted_segments: AtomicU64,
+    pub compacted_bytes: AtomicU64,
 }
 
 /// Whether a chunk has to be sent at all.
@@ -347,6 +349,8 @@ impl ChunkStore {
             bytes: counters.bytes.load(Ordering::Relaxed),
             failed_groups: counters.failed_groups.load(Ordering::Relaxed),
             corrupt_chunks: counters.corrupt_chunks.load(Ordering::Relaxed),
+            compacted_segments: counters.compacted_segments.load(Ordering::Relaxed),
+            compacted_bytes: counters.compacted_bytes.load(Ordering::Relaxed),
         }
     }
 

@@ -63,7 +63,7 @@ impl Node {
         let (store, repair, view) = (self.store.clone(), self.repair.clone(), self.view.clone());
         let (me, name) = (self.id, self.options.name.clone());
         let sampling = async move {
-            let (mut repaired, mut corrupt) = (0, 0);
+            let (mut repaired, mut corrupt, mut compacted) = (0, 0, 0);
             loop {
                 let (usage, settled, state) = (store.usage(), repair.settled(), view.current());
                 let groups = state.map.as_ref().map_or(0, |map| map.groups_of(me).count());
@@ -78,9 +78,11 @@ impl Node {
                 metrics.coordinator.set(i64::from(state.coordinator.as_deref() == Some(name.as_str())));
                 metrics.repair_copies.inc_by(settled.repaired_chunks - repaired);
                 repaired = settled.repaired_chunks;
-                let found = store.counters().corrupt_chunks;
-                metrics.corrupt_copies.inc_by(found - corrupt);
-                corrupt = found;
+                let counters = store.counters();
+                metrics.corrupt_copies.inc_by(counters.corrupt_chunks - corrupt);
+                corrupt = counters.corrupt_chunks;
+                metrics.compacted_bytes.inc_by(counters.compacted_bytes - compacted);
+                compacted = counters.compacted_bytes;
                 env.clock.sleep(SAMPLE_EVERY).await;
             }
         };

@@ -431,6 +431,11 @@ impl Story {
             }
         }
         self.nothing_is_left_behind().await?;
+        let running = (0..self.cluster.len()).filter_map(|index| self.cluster.node(index));
+        let compacted: u64 = running.map(|node| node.node().store.counters().compacted_segments).sum();
+        if compacted > 0 {
+            self.stage.note(format_args!("{compacted} segments are compacted"));
+        }
         let seen = self.stage.seen.lock();
         linear::check(&seen.operations).map_err(|error| format!("what was seen has no order:\n{error}"))
     }
