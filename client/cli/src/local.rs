@@ -40,6 +40,15 @@ pub fn ends_in_slash(path: &Path) -> bool {
     path.as_os_str().as_encoded_bytes().ends_with(b"/")
 }
 
+const PART_PREFIX: &str = ".cairn-";
+const PART_SUFFIX: &str = ".part";
+
+/// Whether a name is that of a download under way, or of one that was killed: no file of the user's.
+pub fn is_part(name: &OsStr) -> bool {
+    let middle = name.to_str().and_then(|name| name.strip_prefix(PART_PREFIX)?.strip_suffix(PART_SUFFIX));
+    middle.is_some_and(|digits| digits.len() == 16 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
 /// A download under way: a temporary file in the folder of its target, removed unless it is finished.
 pub struct Part {
     pub file: File,
@@ -99,7 +108,8 @@ impl Part {
             }
             _ => {}
         }
-        let temporary = target.with_file_name(format!(".cairn-{:016x}.part", rand::random::<u64>()));
+        let temporary =
+            target.with_file_name(format!("{PART_PREFIX}{:016x}{PART_SUFFIX}", rand::random::<u64>()));
         let file = std::fs::OpenOptions::new().write(true).create_new(true).open(&temporary)?;
         Ok(Self { file: File::from_std(file), temporary: Temporary(Some(temporary)), target })
     }

@@ -10,7 +10,7 @@ use walkdir::{DirEntry, WalkDir};
 use crate::address::Address;
 use crate::args::Put;
 use crate::failure::{Exit, Failure};
-use crate::local::{name_to_remote, standard_input, to_remote};
+use crate::local::{is_part, name_to_remote, standard_input, to_remote};
 use crate::output::Output;
 use crate::present::{Earlier, Present, has_content};
 use crate::transfer::{Done, Finder, Found, Transfer, queue};
@@ -207,6 +207,12 @@ fn look_at(entry: walkdir::Result<DirEntry>, folder: &Path, prefix: &str) -> Opt
     if !kind.is_file() {
         return Some(Found::Skipped { path, reason: "it is neither a file nor a folder" });
     }
+    if is_part(entry.file_name()) {
+        return Some(Found::Skipped {
+            path,
+            reason: "it is a part of a download that goes on, or was killed",
+        });
+    }
     let relative = entry.path().strip_prefix(folder).unwrap_or(entry.path());
     let remote = match to_remote(relative) {
         Ok(relative) => format!("{prefix}{relative}"),
@@ -288,6 +294,8 @@ mod tests {
         std::fs::write(folder.join("two ü"), "22").unwrap();
         std::fs::write(bad_name(folder, b"bad\xff"), "x").unwrap();
         std::os::unix::fs::symlink("a", folder.join("link")).unwrap();
+        std::fs::write(folder.join(".cairn-0123456789abcdef.part"), "a download that was killed").unwrap();
+        std::fs::write(folder.join("a/.cairn-x.part"), "4444").unwrap();
         let (finder, mut found) = queue();
         let source = Source::Folder { local: folder.to_owned(), prefix: "p/".into() };
         find(vec![source], None, &finder);
@@ -301,14 +309,14 @@ mod tests {
                     failed += 1;
                 }
                 Found::Skipped { path, .. } => {
-                    assert!(path.ends_with("link"));
+                    assert!(path.ends_with("link") || path.ends_with("abcdef.part"), "{path}");
                     skipped += 1;
                 }
                 Found::Broken(failure) => panic!("{failure:?}"),
             }
         }
-        let want = [("p/a.txt", 3), ("p/a/one", 1), ("p/two ü", 2)];
+        let want = [("p/a.txt", 3), ("p/a/.cairn-x.part", 4), ("p/a/one", 1), ("p/two ü", 2)];
         assert_eq!(files, want.map(|(path, size)| (path.to_owned(), size)), "in the order of a listing");
-        assert_eq!((failed, skipped), (1, 1));
+        assert_eq!((failed, skipped), (1, 2));
     }
 }

@@ -108,7 +108,7 @@ impl Outgoing {
     fn wrong_length(&self) -> Error {
         Error::local(
             format!("{} changed its length while it was read", self.what),
-            "upload it again when nothing writes to it",
+            "upload it again when nothing writes to it; what has no length of its own, such as a file in /proc, goes in through `cairn put -`",
         )
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use cairn_crds::{Quantity, human_bytes};
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{ConfigMap, PodSpec};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::contract::{RENDERER, entry, env};
@@ -122,8 +122,29 @@ pub fn recovered(observed: &Observed, wanted: &ValidCluster) -> Option<Record> {
     record.pool = pool;
     if let Some(set) = observed.stateful_sets.first() {
         read_set(&mut record, set, wanted);
+        if wanted.image.is_none()
+            && let Some(image) = running_image(observed)
+        {
+            record.default_image = Some(image);
+        }
     }
     Some(record)
+}
+
+/// The image that most ready pods run: it is known to be good, where that of a StatefulSet may be one that was just wished
+/// for and cannot be had.
+fn running_image(observed: &Observed) -> Option<String> {
+    let mut ready: BTreeMap<&str, usize> = BTreeMap::new();
+    for pod in observed.pods.iter().filter(|pod| is_ready(pod)) {
+        let image = pod.spec.as_ref().and_then(|spec| spec.containers.first()?.image.as_deref());
+        image.into_iter().for_each(|image| *ready.entry(image).or_default() += 1);
+    }
+    ready.into_iter().max_by_key(|(_, pods)| *pods).map(|(image, _)| image.to_owned())
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.into_iter().flatten().any(|one| one.type_ == "Ready" && one.status == "True")
 }
 
 /// Takes from a StatefulSet what is the same in all of them.

@@ -166,6 +166,32 @@ fn a_cluster_keeps_the_renderer_it_was_installed_with() {
     }
 }
 
+/// A record that was lost while StatefulSets wished for an image that cannot be had: what runs is what counts.
+#[test]
+fn a_lost_record_does_not_take_an_image_that_nobody_runs_for_the_default() {
+    let mut observed = Story::read(&folder().join("first-install.yaml")).world().observed;
+    let mut wanted = validate::cluster(&observed.cluster, Mode::Kubernetes).expect("the cluster is good");
+    wanted.image = Some("nobody/none:1".into());
+    let held = record::hold(wanted.clone(), None, "image:1").expect("nothing is installed");
+    let sets = resources::render(&held).into_iter().filter_map(|object| match object {
+        Object::StatefulSet(set) => Some(*set),
+        _ => None,
+    });
+    observed.stateful_sets = sets.collect();
+    wanted.image = None;
+    let pod = |image: &str, ready: &str| {
+        let pod = serde_json::json!({
+            "spec": {"containers": [{"name": "node", "image": image}]},
+            "status": {"conditions": [{"type": "Ready", "status": ready}]},
+        });
+        serde_json::from_value(pod).expect("a pod")
+    };
+    observed.pods =
+        vec![pod("nobody/none:1", "False"), pod("image:1", "True"), pod("nobody/none:1", "False")];
+    let recovered = record::recovered(&observed, &wanted).expect("it is installed");
+    assert_eq!(recovered.default_image.as_deref(), Some("image:1"));
+}
+
 struct Teller {
     world: World,
     text: String,

@@ -197,7 +197,7 @@ pub(super) async fn head(State(shell): State<SharedShell>, request: Request) -> 
 
 /// `POST …/files/OLD?move_to=NEW`. Conditions in headers are about the file that moves, as everywhere.
 pub(super) async fn move_file(State(shell): State<SharedShell>, request: Request) -> Answer {
-    let ((volume, path), [to, if_absent]) = file_with(request.uri(), ["move_to", "if_absent"])?;
+    let (volume, path, [to, if_absent]) = file_with(request.uri(), ["move_to", "if_absent"])?;
     let to =
         to.ok_or_else(|| Refusal::invalid("a file that is posted to is moved: add ?move_to=NEW-NAME"))?;
     let if_match = match conditions::for_write(request.headers())? {

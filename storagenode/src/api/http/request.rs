@@ -18,14 +18,15 @@ pub(super) fn volume_of(uri: &Uri) -> Result<VolumeName, Refusal> {
 
 /// Volume and file in `/v1/volumes/{volume}/files/{path}`, without parameters.
 pub(super) fn file_of(uri: &Uri) -> Result<(VolumeName, FilePath), Refusal> {
-    file_with(uri, []).map(|(file, [])| file)
+    let (volume, path, []) = file_with(uri, [])?;
+    Ok((volume, path))
 }
 
 /// As [`file_of`], and parameters.
 pub(super) fn file_with<const N: usize>(
     uri: &Uri,
     names: [&str; N],
-) -> Result<((VolumeName, FilePath), [Option<String>; N]), Refusal> {
+) -> Result<(VolumeName, FilePath, [Option<String>; N]), Refusal> {
     let volume = volume_of(uri)?;
     // A file's name may have a question mark, and what is cut off would be another file.
     let values = query(uri, names)?;
@@ -36,7 +37,7 @@ pub(super) fn file_with<const N: usize>(
         return Err(refused("the file name has an escaped slash (%2F); write slashes as they are"));
     }
     let bytes = unescape(raw.as_bytes(), false).map_err(refused)?;
-    Ok(((volume, FilePath::parse_bytes(&bytes).map_err(FileError::from)?), values))
+    Ok((volume, FilePath::parse_bytes(&bytes).map_err(FileError::from)?, values))
 }
 
 /// The parameters after `?`, each of `names` at most once; others are refused, for a misspelt one must not be ignored.
