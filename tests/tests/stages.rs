@@ -225,6 +225,14 @@ fn a_run_that_takes_longer_than_it_should_says_so() {
     assert!(run.success && run.output.contains(" s  LATE: more than "), "{}", run.output);
     let run = make(&["lint"], true, OK);
     assert!(run.success && !run.output.contains("LATE"), "{}", run.output);
+    // With everything built, as here, where nothing is.
+    let warm = "all_aim_s=1200";
+    let late = |stages: String| {
+        assert!(stages.contains(warm), "{stages}");
+        stages.replace(warm, "all_aim_s=-1")
+    };
+    let run = make_with(&["test"], true, OK, late);
+    assert!(run.success && run.output.contains(" s  LATE: more than "), "{}", run.output);
     for stage in ["format", "clippy", "all"] {
         let timed = |line: &str| line.starts_with(stage) && line.contains(" s");
         assert!(run.output.lines().any(timed), "how long {stage} took: {}", run.output);
