@@ -160,13 +160,19 @@ impl ChunkStore {
             }
             let inner = self.inner.clone();
             let removed = self.inner.env.blocking(move || {
+                // Held, so that nobody else opens the folder meanwhile: whoever asked for this may be gone, and the store closed.
+                let lock = inner.lock.lock();
+                if lock.is_none() {
+                    return Err(std::io::Error::other("the chunk store is closed"));
+                }
                 removed::note(&*inner.env.disk, &inner.table, slot)?;
                 let bytes = inner.table.remove(slot)?;
                 inner.space.freed(bytes);
                 if let Ok(disk) = inner.env.disk.space(inner.table.folder()) {
                     inner.space.look(disk);
                 }
-                Ok::<_, std::io::Error>(bytes)
+                drop(lock);
+                Ok(bytes)
             });
             match removed.await {
                 Ok(bytes) => {
