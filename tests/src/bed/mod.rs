@@ -427,7 +427,10 @@ impl Place {
     }
 }
 
+/// Whether pods can be placed on it: Kubernetes takes the mark of a node that is not ready away a moment after it is.
 fn is_ready(node: &KubeNode) -> bool {
     let conditions = node.status.as_ref().and_then(|s| s.conditions.as_ref());
-    conditions.is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+    let marked =
+        node.spec.as_ref().and_then(|spec| spec.taints.as_ref()).is_some_and(|taints| !taints.is_empty());
+    !marked && conditions.is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
 }
