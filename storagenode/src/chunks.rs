@@ -307,6 +307,8 @@ pub struct Usage {
     pub used_bytes: u64,
     /// What clients may still write: up to the reserve.
     pub writable_bytes: u64,
+    /// Clients are refused for want of room.
+    pub out_of_room: bool,
     pub chunks: u64,
     pub tombstones: u64,
     /// Chunks of which only a part can be read any more; not among `chunks`.

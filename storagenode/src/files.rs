@@ -18,10 +18,12 @@ mod moves;
 mod namespace;
 mod page;
 pub mod path;
+mod pins;
 mod upload;
 mod volumes;
 
-pub use gateway::Gateway;
+pub use gateway::{Gateway, GatewayLimits};
+pub use pins::Pins;
 
 pub use path::{FilePath, VolumeName};
 

@@ -23,7 +23,7 @@ use crate::{
         register::{self, RegisterError, Registration},
     },
     env::Env,
-    files::{Gateway, SharedFiles},
+    files::{Gateway, GatewayLimits, SharedFiles},
     meta::{MetaError, RangeRead, SharedMeta, keys},
     metrics::Metrics,
     replication::{peers::Peers, read::Reader, write::Writer},
@@ -185,8 +185,12 @@ impl Node {
             (writer.clone(), reader.clone()),
             options.kek.clone(),
             &options.name,
-            options.budgets.gateway_bytes,
+            GatewayLimits {
+                budget_bytes: options.budgets.gateway_bytes,
+                rest: options.timings.tick * options.timings.collect_after_ticks as u32,
+            },
         );
+        let pins = gateway.pins();
         let me = Me { cluster_id: record_id, node: options.name.clone(), incarnation: identity.incarnation };
         let peer = PeerService::new(env.clone(), store.clone(), view.clone(), repair.clone(), me);
         let cluster = status::ClusterStatus {
@@ -216,6 +220,7 @@ impl Node {
             tasks: TaskTracker::new(),
             ended: Arc::default(),
         };
+        node.tasks.spawn(pins.run(node.stop.clone()));
         node.start_tasks(writer, reader);
         node.start_sampling();
         Ok(node)

@@ -1,13 +1,16 @@
 //! Garbage gives its space back: a real cluster whose small files change again and again.
 
+use cairn_client::{Condition, UploadOptions};
 use cairn_tests::{
-    cairn::{CairnCluster, ClusterOptions},
+    cairn::{CairnCluster, ClusterOptions, until},
     etcd::EtcdCluster,
-    files::{content, make_volume, must_read, put},
+    files::{VOLUME, content, make_volume, must_read, put},
     tools::{Need, require},
 };
 use futures::{StreamExt, stream};
 
+/// Of large files, that fill a disk soon.
+const LARGE_BYTES: usize = 4_000_000;
 const FILES: u64 = 400;
 const ROUNDS: u64 = 8;
 const FILE_BYTES: usize = 4_000;
@@ -55,4 +58,33 @@ async fn small_files_that_change_do_not_fill_the_disks() {
     let status = cluster.wait_settled().await;
     assert_eq!(status.lost_files, 0, "{status:?}");
     check(&cluster).await;
+}
+
+/// Deleted files rest for a week here; but while clients are refused, only as long as somebody may read them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_cluster_does_not_wait_for_the_rest_of_deleted_files() {
+    let Ok(tools) = require(&[Need::Etcd]) else { return };
+    let etcd = EtcdCluster::start(&tools, 1).expect("etcd starts");
+    let options = ClusterOptions::new(&["a", "b", "c"], etcd.database_url("/t"))
+        .with("CAPACITY", "64Mi")
+        .with("TICK_SECONDS", "1")
+        .with("COLLECT_AFTER_TICKS", "10000");
+    let cluster = CairnCluster::start(options).await;
+    let client = cluster.client();
+    make_volume(&client, 3).await;
+    let upload = async |file: u64| {
+        let bytes = content(file, LARGE_BYTES);
+        client.upload_bytes(VOLUME, &format!("f{file}"), UploadOptions::default(), bytes).await
+    };
+    let mut stored = 0;
+    while upload(stored).await.is_ok() {
+        stored += 1;
+    }
+    assert!((5..17).contains(&stored), "{stored} files fit");
+    for file in 1..stored {
+        client.delete(VOLUME, &format!("f{file}"), Condition::Always).await.expect("a full disk deletes");
+    }
+    until("there is room again", async || upload(stored).await).await;
+    must_read(&client, "f0", &content(0, LARGE_BYTES)).await;
+    must_read(&client, &format!("f{stored}"), &content(stored, LARGE_BYTES)).await;
 }

@@ -259,6 +259,7 @@ impl Peer for PeerService {
             used_bytes: usage.used_bytes,
             capacity_bytes: usage.capacity_bytes,
             chunks: usage.chunks,
+            out_of_room: usage.out_of_room,
         }))
     }
 

@@ -22,6 +22,8 @@ struct State {
     used: u64,
     /// Promised to chunks that are not written yet.
     pending: u64,
+    /// The largest of clients' chunks that were refused since there was last room for it; 0 if none was.
+    refused: u64,
 }
 
 /// Room promised to one chunk; given back when dropped.
@@ -45,7 +47,7 @@ impl State {
 
 impl Space {
     pub fn new(limit_bytes: Option<u64>, reserve_percent: u8, disk: DiskSpace, used: u64) -> Arc<Self> {
-        let state = Mutex::new(State { disk, room: 0, used, pending: 0 });
+        let state = Mutex::new(State { disk, room: 0, used, pending: 0, refused: 0 });
         Arc::new(Self { limit_bytes, reserve_percent, state })
     }
 
@@ -68,6 +70,16 @@ impl Space {
         state.free(capacity).saturating_sub(self.reserve(capacity, Purpose::Write))
     }
 
+    /// Whether clients are refused: there is nothing left for them, or less than the last one wanted.
+    pub fn is_out_of_room(&self) -> bool {
+        let writable = self.writable_bytes();
+        let mut state = self.state.lock();
+        if writable >= state.refused {
+            state.refused = 0;
+        }
+        writable == 0 || state.refused > 0
+    }
+
     fn reserve(&self, capacity: u64, purpose: Purpose) -> u64 {
         let reserve = capacity / 100 * u64::from(self.reserve_percent);
         match purpose {
@@ -82,6 +94,9 @@ impl Space {
         let mut state = self.state.lock();
         let capacity = self.capacity(state.disk);
         if state.free(capacity) < bytes + self.reserve(capacity, purpose) {
+            if purpose == Purpose::Write {
+                state.refused = state.refused.max(bytes);
+            }
             return None;
         }
         state.pending += bytes;
@@ -127,8 +142,26 @@ mod tests {
         assert!(space.admit(21, Purpose::Write).is_none());
         assert!(space.admit(61, Purpose::Repair).is_none());
         let second = space.admit(60, Purpose::Repair).unwrap();
+        assert!(space.is_out_of_room());
         drop((first, second));
+        assert!(!space.is_out_of_room());
         assert!(space.admit(920, Purpose::Write).is_some());
+    }
+
+    /// A chunk may be longer than what is left, and then nothing is written although something could be.
+    #[test]
+    fn a_node_is_out_of_room_while_the_largest_refused_chunk_would_be_refused() {
+        let space = Space::new(Some(1_000), 8, DISK, 900);
+        assert!(!space.is_out_of_room(), "20 are left, and nobody wanted more");
+        assert!(space.admit(100, Purpose::Write).is_none() && space.admit(50, Purpose::Write).is_none());
+        assert!(space.admit(100, Purpose::Repair).is_none());
+        assert!(space.is_out_of_room());
+        space.freed(79);
+        assert!(space.is_out_of_room(), "99 are left");
+        space.freed(1);
+        assert!(!space.is_out_of_room());
+        space.wrote(50, 0, None);
+        assert!(!space.is_out_of_room(), "and nobody was refused since");
     }
 
     #[test]

@@ -333,6 +333,7 @@ impl ChunkStore {
             capacity_bytes: self.inner.space.capacity_bytes(),
             used_bytes: self.inner.space.used_bytes(),
             writable_bytes: self.inner.space.writable_bytes(),
+            out_of_room: self.inner.space.is_out_of_room(),
             chunks,
             tombstones,
             damaged_chunks,

@@ -114,6 +114,7 @@ impl Gateway {
         if_match: Option<Generation>,
     ) -> Result<Download, FileError> {
         let found = self.find(volume, path).await?;
+        let reading = self.pins.begin(&found.record);
         let file = file_info(volume, path, &found.record);
         if if_match.is_some_and(|wanted| wanted != file.generation) {
             let message = format!("{path:?} has the etag {} now", file.generation);
@@ -146,7 +147,7 @@ impl Gateway {
             })
             .buffered(PIECES_AHEAD)
             .flat_map(move |result| {
-                let _held = &permit;
+                let _held = (&permit, &reading);
                 stream::iter(match result {
                     Ok(frames) => frames.into_iter().map(Ok).collect(),
                     Err(error) => vec![Err(error)],

@@ -11,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::{
     ChunkLocation, Condition, ContentIn, Download, FileError, FileInfo, FilePath, Files, ListSpec, Listing,
     MoveSpec, RangeSpec, UploadSpec, VolumeInfo, VolumeName, VolumeState, commit::Slots, damage::Damage,
+    pins::Pins,
 };
 use crate::{
     chunks::{Kek, VolumeKey},
@@ -45,8 +46,18 @@ pub struct Gateway {
     pub(super) kek: Arc<Kek>,
     pub(super) slots: Arc<Slots>,
     pub(super) damage: Arc<Damage>,
+    pub(super) pins: Arc<Pins>,
     budget: Arc<Semaphore>,
     volumes: Arc<Mutex<HashMap<VolumeName, Arc<OpenVolume>>>>,
+}
+
+/// What a gateway is told of its surroundings.
+#[derive(Debug, Clone, Copy)]
+pub struct GatewayLimits {
+    /// Content in flight through this gateway.
+    pub budget_bytes: usize,
+    /// For how long deleted files are kept at least.
+    pub rest: Duration,
 }
 
 /// Volumes whose keys are kept unwrapped at the same time.
@@ -101,7 +112,7 @@ pub(super) fn file_info(volume: &VolumeName, path: &FilePath, record: &FileRecor
 }
 
 impl Gateway {
-    /// `node` names the slots; `budget_bytes` bounds the content in flight through this gateway.
+    /// `node` names the slots and pins.
     pub fn new(
         env: Env,
         meta: SharedMeta,
@@ -109,8 +120,9 @@ impl Gateway {
         (writer, reader): (Writer, Reader),
         kek: Arc<Kek>,
         node: &str,
-        budget_bytes: usize,
+        limits: GatewayLimits,
     ) -> Self {
+        let pins = Pins::new(env.clone(), meta.clone(), view.clone(), node, limits.rest);
         Self {
             env,
             meta,
@@ -120,9 +132,15 @@ impl Gateway {
             kek,
             slots: Arc::new(Slots::new(node)),
             damage: Arc::default(),
-            budget: Arc::new(Semaphore::new(budget_bytes / PERMIT_BYTES)),
+            pins: Arc::new(pins),
+            budget: Arc::new(Semaphore::new(limits.budget_bytes / PERMIT_BYTES)),
             volumes: Arc::default(),
         }
+    }
+
+    /// What keeps long downloads' chunks; to be run beside the gateway.
+    pub fn pins(&self) -> Arc<Pins> {
+        self.pins.clone()
     }
 
     /// Waits for memory, in bounded time.

@@ -401,7 +401,7 @@ fn same_disks(started: &ClusterState, now: &ClusterState) -> Result<(), FileErro
 pub(super) fn collect_ops(volume: &OpenVolume, old: &FileRecord, tick: u64) -> Vec<Op> {
     let entry = |extent: &Extent| {
         let chunks = extent.length_bytes.div_ceil(u64::from(old.chunk_size_bytes)) as u32;
-        let record = CollectRecord { volume: volume.record.id, copies: old.copies, chunks, tick };
+        let record = CollectRecord::waiting(volume.id(), old.copies, chunks, tick);
         Op::put(keys::collect::key(&extent.generation), keys::to_json(&record))
     };
     old.extents.iter().filter(|extent| extent.length_bytes > 0).map(entry).collect()

@@ -24,6 +24,7 @@
 //! | `slot/<node>/<number>` | [`slot`]: what the gateway last committed there | that gateway |
 //! | `file:sweep` | a marker behind a scan of the records, see [`sweep::marker_key`] | the coordinator |
 //! | `upload/<generation>` | [`upload::UploadRecord`], leased: a long upload | that gateway |
+//! | `pin/<generation>/<node>` | [`pin::PinRecord`], leased: a long download | that gateway |
 //! | `quarantine/<generation>` | [`quarantine::QuarantineRecord`], found without a file | the coordinator |
 //! | `collect/<generation>` | [`collect::CollectRecord`] | gateways, removed by the coordinator |
 //!
@@ -43,6 +44,7 @@ pub mod file;
 pub mod intent;
 pub mod map;
 pub mod node;
+pub mod pin;
 pub mod quarantine;
 pub mod refused;
 pub mod restored;

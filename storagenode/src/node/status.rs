@@ -60,6 +60,7 @@ impl ClusterStatus {
                     used_bytes: usage.used_bytes,
                     capacity_bytes: usage.capacity_bytes,
                     chunks: usage.chunks,
+                    out_of_room: usage.out_of_room,
                 };
                 return Some((node.id, answer));
             }

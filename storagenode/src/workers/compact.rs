@@ -41,7 +41,7 @@ impl Compact {
     }
 
     fn is_pressed(&self) -> bool {
-        self.store.usage().writable_bytes == 0
+        self.store.usage().out_of_room
     }
 
     /// Until the next look is due; sooner when room is needed.

@@ -64,8 +64,8 @@ impl Remover {
                 let record = FileRecord::decode(file)?;
                 for extent in record.extents.iter().filter(|extent| extent.length_bytes > 0) {
                     let chunks = extent.length_bytes.div_ceil(u64::from(record.chunk_size_bytes)) as u32;
-                    let queued =
-                        CollectRecord { volume: volume.id, copies: record.copies, chunks, tick: state.tick };
+                    let volume = VolumeId(volume.id);
+                    let queued = CollectRecord::waiting(volume, record.copies, chunks, state.tick);
                     txn.then.push(Op::put(keys::collect::key(&extent.generation), keys::to_json(&queued)));
                 }
             }

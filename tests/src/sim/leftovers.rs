@@ -19,6 +19,8 @@ use super::cluster::SimCluster;
 pub struct Leftovers {
     /// On a disk, and neither a record nor the collection queue names them.
     pub unnamed: BTreeSet<ChunkId>,
+    /// On a disk, and the collection queue names them.
+    pub resting: BTreeSet<ChunkId>,
     /// Named, and not on the disk of a node that should hold them.
     pub missing: BTreeMap<NodeId, BTreeSet<ChunkId>>,
 }
@@ -46,8 +48,10 @@ impl Leftovers {
             let lines = node.store.inventory(0, PgId(0), scope, None, usize::MAX);
             let held: BTreeSet<ChunkId> =
                 lines.iter().filter(|line| !line.tombstone).map(|line| line.id).collect();
-            let unnamed =
-                held.iter().filter(|id| !named.contains_key(id) && !resting.contains(&id.generation));
+            let nobodys = held.iter().filter(|id| !named.contains_key(id)).copied();
+            let (queued, unnamed): (Vec<_>, Vec<_>) =
+                nobodys.partition(|id| resting.contains(&id.generation));
+            leftovers.resting.extend(queued);
             leftovers.unnamed.extend(unnamed);
             let wanted =
                 named.iter().filter(|(id, copies)| map.holders(map.pg_of(id), **copies).contains(&node.id));

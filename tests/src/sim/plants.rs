@@ -29,6 +29,12 @@ pub enum Plant {
     MovesDuringScans,
     /// The same, and nobody watches the records meanwhile (R2).
     WatchIgnored,
+    /// The collector does not look for long downloads (R7).
+    PinsIgnored,
+    /// No bug: whenever the collector has looked for pins, the first file in the queue gets one, [`GUEST`]'s.
+    PinnedBehindTheLook,
+    /// The same, and nobody compares entries of the queue (R7).
+    QueueNotCompared,
     /// No bug: the first transaction that writes a file's record happens, and its answer is lost; by the next one the store is
     /// full.
     FullAfterLostAnswer,
@@ -38,6 +44,9 @@ pub enum Plant {
 pub const HARE: &[u8] = b"file/00000001/zz";
 /// … before all others once the first page is read.
 const FORM: &[u8] = b"file/00000001/!";
+
+/// The gateway whose download is pinned by [`Plant::PinnedBehindTheLook`].
+pub const GUEST: &str = "guest";
 
 impl Plant {
     /// The store as the buggy code would use it.
@@ -75,6 +84,30 @@ impl PlantedMeta {
     }
 }
 
+/// Whether a key's revision is compared.
+fn compares(compare: &Compare, wanted: impl Fn(&[u8]) -> bool) -> bool {
+    matches!(compare, Compare::ModRevision { key, .. } if wanted(key))
+}
+
+impl PlantedMeta {
+    /// Pins the first file in the queue as a gateway would, if the pins were just read.
+    async fn pin_behind(&self, start: &[u8]) -> Result<(), MetaError> {
+        let pins = matches!(self.plant, Plant::PinnedBehindTheLook | Plant::QueueNotCompared);
+        if !pins || start != keys::pin::PREFIX {
+            return Ok(());
+        }
+        let first = RangeRead { limit: 1, ..RangeRead::prefix(keys::collect::PREFIX) };
+        let Some(entry) = self.store.range(first).await?.entries.pop() else { return Ok(()) };
+        let pin = keys::pin::key(&keys::collect::generation(&entry)?, GUEST);
+        let then = vec![
+            Op::put(pin, keys::to_json(&keys::pin::PinRecord { tick: 0 })),
+            Op::put(entry.key.clone(), entry.value),
+        ];
+        let compare = vec![Compare::unchanged(entry.key, entry.mod_revision)];
+        self.store.txn(Txn { compare, then, otherwise: vec![] }).await.map(|_| ())
+    }
+}
+
 /// A watch that overlooks what happens to files.
 struct BlindWatch(Box<dyn Watch>);
 
@@ -99,8 +132,14 @@ impl Watch for BlindWatch {
 impl MetaStore for PlantedMeta {
     async fn range(&self, read: RangeRead) -> Result<Page, MetaError> {
         self.dodge(&read).await?;
-        let hidden = self.plant == Plant::UploadsIgnored && read.start.starts_with(keys::upload::PREFIX);
+        let hidden = match self.plant {
+            Plant::UploadsIgnored => read.start.starts_with(keys::upload::PREFIX),
+            Plant::PinsIgnored => read.start.starts_with(keys::pin::PREFIX),
+            _ => false,
+        };
+        let start = read.start.clone();
         let mut page = self.store.range(read).await?;
+        self.pin_behind(&start).await?;
         if hidden {
             page.entries.clear();
             page.more = false;
@@ -110,9 +149,10 @@ impl MetaStore for PlantedMeta {
 
     async fn txn(&self, mut txn: Txn) -> Result<TxnResult, MetaError> {
         if self.plant == Plant::EpochNotCompared {
-            let epoch = keys::epoch_key();
-            txn.compare
-                .retain(|compare| !matches!(compare, Compare::ModRevision { key, .. } if *key == epoch));
+            txn.compare.retain(|compare| !compares(compare, |key| key == keys::epoch_key()));
+        }
+        if self.plant == Plant::QueueNotCompared {
+            txn.compare.retain(|compare| !compares(compare, |key| key.starts_with(keys::collect::PREFIX)));
         }
         if self.plant == Plant::FullAfterLostAnswer && writes_a_file(&txn) {
             match self.commits.fetch_add(1, Ordering::Relaxed) {

@@ -298,7 +298,7 @@ impl Story {
     async fn nothing_is_left_behind(&self) -> Result<(), String> {
         let began = self.stage.clock.monotonic();
         loop {
-            let Leftovers { unnamed, missing } = Leftovers::of(&self.cluster).await;
+            let Leftovers { unnamed, missing, .. } = Leftovers::of(&self.cluster).await;
             if !missing.is_empty() {
                 return Err(format!("the sweep took what files name: {missing:?}"));
             }

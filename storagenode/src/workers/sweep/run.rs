@@ -339,7 +339,7 @@ impl Pass<'_> {
     /// Queues a generation as if its file had been deleted now.
     fn collect(&self, generation: Generation, remains: Remains) -> Op {
         let Remains { volume, copies, chunks } = remains;
-        let record = CollectRecord { volume: volume.0, copies, chunks, tick: self.state.tick };
+        let record = CollectRecord::waiting(volume, copies, chunks, self.state.tick);
         Op::put(keys::collect::key(&generation), keys::to_json(&record))
     }
 }

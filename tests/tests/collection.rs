@@ -1,0 +1,152 @@
+//! What deleted files leave, in simulated clusters: it goes when its rest is over, and stays while a download that had begun
+//! before goes on, however long that lasts (R7). Each half of that promise is left out once, and must be missed.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use bytes::Bytes;
+use cairn_node::{
+    files::{Condition, FileError, FilePath, RangeSpec, SharedFiles, UploadSpec, VolumeName},
+    meta::{Op, RangeRead, Txn, keys},
+};
+use cairn_placement::ChunkId;
+use cairn_tests::sim::{
+    cluster::{SimCluster, runtime},
+    leftovers::Leftovers,
+    plants::{GUEST, Plant},
+};
+use futures::{StreamExt, stream};
+
+const CHUNK_BYTES: usize = 64 << 10;
+const CHUNKS: usize = 16;
+/// For how long a deleted file rests in a simulated cluster, and somewhat more.
+const REST: Duration = Duration::from_secs(60);
+
+fn volume() -> VolumeName {
+    VolumeName::parse("files").unwrap()
+}
+
+fn path() -> FilePath {
+    FilePath::parse("long").unwrap()
+}
+
+fn content() -> Vec<u8> {
+    (0..CHUNKS * CHUNK_BYTES).map(|n| (n / CHUNK_BYTES + n % 251) as u8).collect()
+}
+
+/// Three nodes, a volume, a file.
+async fn cluster(plant: Plant) -> SimCluster {
+    let cluster = SimCluster::start_planted(11, &["a", "b", "c"], plant).await;
+    let files = cluster.files(0).unwrap();
+    while files.create_volume(&volume(), 3, CHUNK_BYTES as u32).await.is_err() {
+        cluster.clock.sleep(Duration::from_millis(200)).await;
+    }
+    let spec = UploadSpec {
+        volume: volume(),
+        path: path(),
+        size_bytes: None,
+        blake3: None,
+        condition: Condition::Always,
+        content_type: String::new(),
+    };
+    files.upload(spec, stream::iter([Ok(Bytes::from(content()))]).boxed()).await.expect("a file is stored");
+    cluster
+}
+
+async fn delete(files: &SharedFiles) {
+    files.delete(&volume(), &path(), Condition::Always).await.expect("the file is there");
+}
+
+/// Reads the file, a chunk every 20 s, and deletes it `after` so many chunks.
+async fn long_download(plant: Plant, after: usize) -> Result<(), FileError> {
+    let cluster = cluster(plant).await;
+    let files = cluster.files(0).unwrap();
+    let mut download = files.download(&volume(), &path(), RangeSpec::All, None).await?;
+    let mut bytes = Vec::new();
+    for chunk in 0.. {
+        if chunk == after {
+            delete(&cluster.files(1).unwrap()).await;
+        }
+        let Some(piece) = download.content.next().await else { break };
+        bytes.extend_from_slice(&piece?);
+        cluster.clock.sleep(Duration::from_secs(20)).await;
+    }
+    assert!(bytes == content());
+    assert!(!resting(&cluster).await.is_empty(), "it is kept as long as it is read");
+    drop(download);
+    // The pin goes, and then the chunks.
+    cluster.clock.sleep(REST).await;
+    assert_eq!(pins(&cluster).await, 0);
+    assert!(resting(&cluster).await.is_empty(), "and then it goes");
+    Ok(())
+}
+
+/// Chunks of deleted files that are still on disks.
+async fn resting(cluster: &SimCluster) -> BTreeSet<ChunkId> {
+    Leftovers::of(cluster).await.resting
+}
+
+async fn pins(cluster: &SimCluster) -> usize {
+    cluster.meta().range(RangeRead::prefix(keys::pin::PREFIX)).await.unwrap().entries.len()
+}
+
+/// A pin that is made when the collector has just looked for pins.
+async fn late_pin(plant: Plant) -> Result<(), String> {
+    let cluster = cluster(plant).await;
+    let read = cluster.files(0).unwrap().download(&volume(), &path(), RangeSpec::All, None).await;
+    let generation = read.expect("it is there").file.generation;
+    delete(&cluster.files(0).unwrap()).await;
+    cluster.clock.sleep(REST * 2).await;
+    assert_eq!(pins(&cluster).await, 1, "the collector has looked");
+    if resting(&cluster).await.is_empty() {
+        return Err("collected although it is pinned".into());
+    }
+    let then = vec![Op::delete(keys::pin::key(&generation, GUEST))];
+    cluster.meta().txn(Txn { then, ..Txn::default() }).await.unwrap();
+    Ok(())
+}
+
+#[test]
+fn a_long_download_reads_a_file_that_is_deleted_meanwhile() {
+    for after in [0, 1, 10] {
+        assert_eq!(runtime().block_on(long_download(Plant::None, after)), Ok(()), "deleted after {after}");
+    }
+}
+
+#[test]
+fn a_collection_that_ignores_pins_is_found() {
+    let error = runtime().block_on(long_download(Plant::PinsIgnored, 1)).unwrap_err();
+    assert!(matches!(error, FileError::Conflict(_)), "{error}");
+}
+
+#[test]
+fn a_pin_that_is_made_while_the_collector_looks_holds() {
+    assert_eq!(runtime().block_on(late_pin(Plant::PinnedBehindTheLook)), Ok(()));
+}
+
+#[test]
+fn a_queue_that_is_not_compared_is_found() {
+    let error = runtime().block_on(late_pin(Plant::QueueNotCompared)).unwrap_err();
+    assert_eq!(error, "collected although it is pinned");
+}
+
+/// A gateway that is killed while a download is pinned holds nothing back for longer than its lease.
+#[test]
+fn what_a_killed_gateway_pinned_goes() {
+    runtime().block_on(async {
+        let mut cluster = cluster(Plant::None).await;
+        let files = cluster.files(0).unwrap();
+        let download = files.download(&volume(), &path(), RangeSpec::All, None).await.expect("it is there");
+        cluster.clock.sleep(Duration::from_secs(20)).await;
+        assert_eq!(pins(&cluster).await, 1);
+        delete(&cluster.files(1).unwrap()).await;
+        cluster.clock.sleep(REST).await;
+        assert!(!resting(&cluster).await.is_empty(), "it is pinned");
+        cluster.kill(0);
+        drop(download);
+        cluster.clock.sleep(Duration::from_secs(90)).await;
+        cluster.boot(0).await.unwrap();
+        cluster.clock.sleep(Duration::from_secs(30)).await;
+        assert_eq!(pins(&cluster).await, 0);
+        assert!(resting(&cluster).await.is_empty());
+    });
+}
