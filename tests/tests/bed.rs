@@ -146,7 +146,8 @@ async fn three_kubelets_run_pods() {
     let nodes = bed.kubectl(&["get", "pods", "-o", "jsonpath={.items[*].spec.nodeName}"]).unwrap();
     let nodes: BTreeSet<&str> = nodes.split(' ').collect();
     assert_eq!(nodes.len(), 3, "one pod in each zone: {nodes:?}");
-    names_resolve(&bed);
+    // The name service hears of a pod's address after the pod is ready, from the API server.
+    wait_for("a pod's name", async || name_resolves(&bed)).await;
     services_answer(&bed);
 
     bed.kill_node(2).unwrap();
@@ -173,8 +174,11 @@ fn services_answer(bed: &Bed) {
     assert!(answer.contains("HTTP request to an HTTPS server"), "{answer}");
 }
 
-/// Asks the cluster's name service for a pod's name, over TCP and from outside.
-fn names_resolve(bed: &Bed) {
+/// The answer's code when there is no such name.
+const NO_SUCH_NAME: u8 = 3;
+
+/// Asks the cluster's name service for a pod's name, over TCP and from outside; `false` while it knows none.
+fn name_resolves(bed: &Bed) -> bool {
     let local = bed.forward("10.201.0.1".parse().unwrap(), 53).unwrap();
     let mut question = vec![0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in "pause-0.pause.default.svc.cluster.local".split('.') {
@@ -190,6 +194,10 @@ fn names_resolve(bed: &Bed) {
     stream.read_exact(&mut length).unwrap();
     let mut answer = vec![0; u16::from_be_bytes(length) as usize];
     stream.read_exact(&mut answer).unwrap();
-    assert_eq!(answer[3] & 15, 0, "no error: {answer:?}");
+    match answer[3] & 15 {
+        NO_SUCH_NAME => return false,
+        code => assert_eq!(code, 0, "no error: {answer:?}"),
+    }
     assert_eq!(&answer[answer.len() - 4..][..2], [10, 244], "ends in a pod's address: {answer:?}");
+    true
 }
