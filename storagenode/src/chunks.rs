@@ -29,7 +29,7 @@
 //! | `inspect`, `verify` | looking whether the disk and its chunks are still what they were |
 //! | `open`, `store`, `flight` | taking up a folder; [`ChunkStore`]; one write at a time of each chunk |
 //! | `write`, `group`, `layout`, `read` | the one task that writes; what it is asked for; a group's bytes; reading |
-//! | `hole`, `compact`, `removed` | space given back: inside segments, and whole ones |
+//! | `hole`, `compact`, `removed`, `expiry` | space given back: inside segments, whole ones; deletions that are old |
 
 use std::{
     io,
@@ -41,6 +41,7 @@ use cairn_placement::{ChunkId, Generation, VolumeId};
 mod compact;
 mod correct;
 mod damage;
+mod expiry;
 mod flight;
 mod format;
 mod group;
@@ -108,6 +109,8 @@ pub struct StoreOptions {
     pub group_records: usize,
     /// Chunks that wait to be written: the member's buffer budget. More senders wait.
     pub queue_bytes: u64,
+    /// For how many of the coordinator's minutes a deletion is remembered (R7).
+    pub tombstone_ticks: u32,
     pub opening: Opening,
 }
 
@@ -124,6 +127,7 @@ impl StoreOptions {
             group_bytes: 16 << 20,
             group_records: 4096,
             queue_bytes: 64 << 20,
+            tombstone_ticks: 7 * 1_440,
             opening: Opening::Serve,
         }
     }
@@ -242,17 +246,20 @@ pub enum Presence {
 /// What of a disk a summary or an inventory tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// Chunks that are whole, and tombstones: what members of a group compare.
-    Whole,
+    /// Chunks that are whole, and tombstones that are at least so young: what members of a group compare.
+    Whole { tombstones_since: u32 },
     /// Every chunk of these sweep epochs, damaged ones too, and no tombstones: what a sweep looks at.
     OnDisk { max_epoch: u32 },
 }
 
 impl Scope {
+    /// Chunks that are whole, and all tombstones.
+    pub const ALL: Self = Self::Whole { tombstones_since: 0 };
+
     /// Whether chunks of a generation are in it.
     pub fn has(self, generation: Generation) -> bool {
         match self {
-            Self::Whole => true,
+            Self::Whole { .. } => true,
             Self::OnDisk { max_epoch } => generation.epoch() <= max_epoch,
         }
     }
@@ -277,7 +284,8 @@ pub struct InventoryEntry {
     pub copies: u8,
     /// 0 for a tombstone.
     pub plain_length: u32,
-    pub tombstone: bool,
+    /// The tick of a tombstone; absent: the chunk is here.
+    pub buried: Option<u32>,
 }
 
 /// A chunk of which only a part can be read.

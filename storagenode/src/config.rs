@@ -10,6 +10,7 @@ use clap::ArgMatches;
 use crate::{
     meta::url::{ClientCertificate, DatabaseUrl, EtcdTls},
     node::Timings,
+    secrets::token::NewToken,
 };
 
 mod dotenv;
@@ -82,6 +83,7 @@ pub enum Command {
     InitSecrets(InitSecrets),
     Recover(Recover),
     Verify { data_dir: PathBuf },
+    NewToken(NewToken),
 }
 
 /// Settings that cannot be used.
@@ -143,6 +145,18 @@ pub fn command(matches: &ArgMatches, given: &Given<'_>) -> Result<Command, Confi
             None => reader.read("DATA_DIR", None, path),
         };
         return reader.done(Command::Verify { data_dir });
+    }
+    if let Some(("token", token)) = matches.subcommand()
+        && let Some(("new", new)) = token.subcommand()
+    {
+        let reader = Reader::new(matches, given)?;
+        let file = match new.get_one::<String>("client-tokens-file") {
+            Some(file) => Some(file.into()),
+            None => reader.find("CLIENT_TOKENS_FILE", None).map(|(file, _)| file.into()),
+        };
+        let text = |name: &str| new.get_one::<String>(name).cloned().unwrap_or_default();
+        let wanted = NewToken { name: text("name"), expires: text("expires"), file };
+        return reader.done(Command::NewToken(wanted));
     }
     Ok(Command::Run(Box::new(node_config(matches, given)?)))
 }
@@ -281,6 +295,7 @@ impl<'a> Reader<'a> {
             sweep_every_ticks: between("SWEEP_TICKS", 2, 100_000),
             quarantine_ticks: between("QUARANTINE_TICKS", 1, 1_000_000),
             collect_after_ticks: between("COLLECT_AFTER_TICKS", 1, 100_000),
+            tombstone_ticks: between("TOMBSTONE_TICKS", 7, 10_000_000) as u32,
             ..Timings::default()
         }
     }

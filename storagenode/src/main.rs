@@ -12,7 +12,8 @@ use cairn_node::{
     chunks,
     config::{self, Command, Given, InitSecrets, LogFormat, NodeConfig, Recover},
     env::real::{RealClock, RealRandom, without_network},
-    run, secrets,
+    run,
+    secrets::{self, token::NewToken},
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         Ok((Command::InitSecrets(wanted), _)) => init_secrets(&wanted),
         Ok((Command::Recover(wanted), _)) => recover(&wanted),
         Ok((Command::Verify { data_dir }, _)) => verify(&data_dir),
+        Ok((Command::NewToken(wanted), _)) => new_token(&wanted),
         Err(problem) => {
             eprintln!("cairn-node: {problem}");
             ExitCode::from(BAD_SETTINGS)
@@ -181,6 +183,25 @@ fn verify(data_dir: &Path) -> ExitCode {
                 }
             );
             if found.is_sound() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
+        }
+        Err(error) => {
+            eprintln!("cairn-node: {error}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+/// The token goes to the standard output alone, so that it can be kept by `>`.
+fn new_token(wanted: &NewToken) -> ExitCode {
+    match secrets::token::make(wanted, &RealClock::default(), &RealRandom) {
+        Ok(made) => {
+            println!("{}", made.token);
+            let until = made.expires.map_or("for ever".to_owned(), |expires| format!("until {expires}"));
+            match &wanted.file {
+                Some(file) => eprintln!("{} is good {until}: added to {}", wanted.name, file.display()),
+                None => eprint!("good {until}, once the nodes' CLIENT_TOKENS_FILE has this line:\n{}", made.line),
+            }
+            ExitCode::SUCCESS
         }
         Err(error) => {
             eprintln!("cairn-node: {error}");

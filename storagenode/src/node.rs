@@ -74,6 +74,8 @@ pub struct Timings {
     pub sweep_every_ticks: u64,
     /// Ticks that chunks without a file rest before they are removed (R2).
     pub quarantine_ticks: u64,
+    /// Ticks that deletions are remembered (R7).
+    pub tombstone_ticks: u32,
     /// Between repair passes at rest.
     pub repair: Duration,
     /// Between comparisons of the metadata with the disks, at rest and where they take little time.
@@ -94,6 +96,7 @@ impl Default for Timings {
             collect_after_ticks: 15,
             sweep_every_ticks: 360,
             quarantine_ticks: 1_440,
+            tombstone_ticks: 7 * 1_440,
             repair: Duration::from_secs(5),
             truth: Duration::from_secs(30),
             scrub: Some(Duration::from_secs(14 * 86_400)),
@@ -319,6 +322,7 @@ async fn take_part(env: &Env, options: &NodeOptions, meta: &SharedMeta) -> Resul
     let store_options = StoreOptions {
         capacity_bytes: options.capacity_bytes,
         queue_bytes: options.budgets.member_bytes,
+        tombstone_ticks: options.timings.tombstone_ticks,
         ..StoreOptions::new(options.folder.clone(), record.id, options.name.clone())
     };
     let (store, identity) = ChunkStore::open(env.clone(), store_options).await?;

@@ -31,6 +31,8 @@ use sha2::{Digest, Sha256};
 
 use crate::env::{Clock, Random};
 
+pub mod token;
+
 /// Days that certificates are good for: ten years, because nothing renews them here.
 const VALID_DAYS: i64 = 3_650;
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;

@@ -4,13 +4,14 @@
 use std::{path::PathBuf, time::Duration};
 
 use cairn_node::{
-    chunks::{ChunkStore, Compaction, Presence, Purpose, PutOutcome, ReadError},
+    chunks::{ChunkStore, Compaction, Presence, Purpose, PutOutcome, ReadError, Sighting, Tombstone},
     env::{Disk as _, OpenMode},
 };
 use cairn_tests::sim::{
-    disk::SimDisk,
-    store::{chunk, id, in_store, is_whole, segments, tombstone},
+    disk::{Fault, Operation, SimDisk},
+    store::{TOMBSTONE_TICKS, chunk, id, in_store, is_whole, segments, tombstone},
 };
+use rand::{SeedableRng, rngs::StdRng};
 
 /// Puts chunks with these numbers.
 async fn put(store: &ChunkStore, numbers: impl IntoIterator<Item = u32>) {
@@ -76,6 +77,84 @@ fn small_chunks_that_are_deleted_give_their_space_back() {
     });
 }
 
+/// The coordinator's minutes go on.
+async fn wait_until(store: &ChunkStore, tick: u32) {
+    store.saw(Sighting { tick: tick.into(), ..Sighting::default() });
+    store.forget_old_tombstones().await;
+}
+
+/// A deletion is remembered for so long, and on the disk for as long as something there needs it.
+#[test]
+fn old_deletions_are_given_back_too() {
+    let disk = SimDisk::new(64 << 20);
+    let numbers = small(300);
+    in_store(&disk, async |store| {
+        put(&store, numbers.iter().copied()).await;
+        bury(&store, numbers.iter().copied()).await;
+        wait_until(&store, TOMBSTONE_TICKS).await;
+        assert_eq!(store.usage().tombstones, 300, "they are young");
+        assert_eq!(store.tombstones_since(), TOMBSTONE_TICKS - TOMBSTONE_TICKS / 7 * 6);
+        store.close().await;
+    });
+    for life in 1..=2 {
+        in_store(&disk, async |store| {
+            wait_until(&store, 1 + life * TOMBSTONE_TICKS).await;
+            assert_eq!(store.usage().tombstones, 0, "nobody has to hear of them any more");
+            assert!(compact(&store).await > 0);
+            store.close().await;
+        });
+    }
+    in_store(&disk, async |store| {
+        let usage = store.usage();
+        assert_eq!((usage.chunks, usage.tombstones), (0, 0), "nor is any left on the disk");
+        assert_eq!(store.recovery().corrupt, []);
+    });
+}
+
+/// A segment that is not emptied has a record that a deletion keeps from counting: however old, the deletion is copied.
+#[test]
+fn a_deletion_outlives_every_older_record_of_its_chunk() {
+    let disk = SimDisk::new(64 << 20);
+    // A large chunk that stays, beside a small one that goes.
+    let (large, gone) = (21, 2);
+    let close = async |store: ChunkStore| store.close().await;
+    in_store(&disk, async |store| {
+        put(&store, [large, gone]).await;
+        close(store).await;
+    });
+    in_store(&disk, async |store| {
+        bury(&store, [gone]).await;
+        close(store).await;
+    });
+    for life in 1..=3 {
+        in_store(&disk, async |store| {
+            assert_eq!(store.contains(id(gone)), Presence::Buried, "before life {life}");
+            wait_until(&store, 1 + life * TOMBSTONE_TICKS).await;
+            assert_eq!(store.contains(id(gone)), Presence::Absent);
+            assert!(compact(&store).await > 0);
+            assert_eq!(is_whole(&store, large).await, Ok(true));
+            close(store).await;
+        });
+    }
+    // Once the older record goes, so does the deletion.
+    in_store(&disk, async |store| {
+        let tick = 1 + 3 * TOMBSTONE_TICKS;
+        store.bury(vec![Tombstone { tick, ..tombstone(large) }]).await.unwrap();
+        close(store).await;
+    });
+    for life in 4..=6 {
+        in_store(&disk, async |store| {
+            wait_until(&store, 1 + life * TOMBSTONE_TICKS).await;
+            compact(&store).await;
+            close(store).await;
+        });
+    }
+    in_store(&disk, async |store| {
+        let usage = store.usage();
+        assert_eq!((usage.chunks, usage.tombstones), (0, 0));
+    });
+}
+
 /// Each start makes a segment: many short lives leave many, and the next life takes them together.
 #[test]
 fn segments_of_short_lives_are_put_together() {
@@ -125,6 +204,39 @@ fn marks_outlive_the_segments_that_they_were_in() {
         let named: Vec<_> = store.recovery().corrupt.iter().map(|corrupt| corrupt.segment.clone()).collect();
         assert_eq!(named, [before[0].file_name().unwrap().to_string_lossy()]);
     });
+}
+
+/// A segment whose removal did not become durable comes back with the power, and what it marks may be long gone.
+#[test]
+fn a_removal_that_was_not_synced_raises_no_alarm() {
+    for seed in 0..20 {
+        let disk = SimDisk::new(64 << 20);
+        for number in [2, 3, 4] {
+            in_store(&disk, async |store| put(&store, [number]).await);
+            // Killed: each life marks the segment of the one before.
+            disk.kill();
+        }
+        for gone in [vec![2], vec![3, 4]] {
+            in_store(&disk, async |store| {
+                bury(&store, gone.iter().copied()).await;
+                store.close().await;
+            });
+            in_store(&disk, async |store| {
+                let mut emptied = 0;
+                while let Compaction::Emptied { .. } = store.compact().await {
+                    emptied += 1;
+                }
+                assert!(emptied >= gone.len(), "{emptied}");
+                if gone.len() > 1 {
+                    let (operation, path) = (Operation::SyncFolder, "segments".into());
+                    disk.fail(Fault { operation, path, after: 0, times: 9, os_error: libc::EIO });
+                }
+                store.remove_emptied(Duration::ZERO).await;
+            });
+        }
+        disk.crash(&mut StdRng::seed_from_u64(seed));
+        in_store(&disk, async |store| assert_eq!(store.recovery().corrupt, [], "seed {seed}"));
+    }
 }
 
 /// A chunk was damaged and replaced, and what replaced it is copied: the damaged one, in an older segment, does not count again.

@@ -129,6 +129,23 @@ fn a_queue_that_is_not_compared_is_found() {
     assert_eq!(error, "collected although it is pinned");
 }
 
+#[test]
+fn deletions_are_remembered_and_forgotten() {
+    runtime().block_on(async {
+        let cluster = cluster(Plant::None).await;
+        let tombstones = || {
+            let of = |node| cluster.node(node).unwrap().node().store.usage().tombstones;
+            [0, 1, 2].map(of)
+        };
+        delete(&cluster.files(0).unwrap()).await;
+        cluster.clock.sleep(REST).await;
+        assert_eq!(tombstones(), [CHUNKS as u64; 3]);
+        // 14 ticks, and until somebody looks.
+        cluster.clock.sleep(Duration::from_secs(70 + 30)).await;
+        assert_eq!(tombstones(), [0; 3]);
+    });
+}
+
 /// A gateway that is killed while a download is pinned holds nothing back for longer than its lease.
 #[test]
 fn what_a_killed_gateway_pinned_goes() {

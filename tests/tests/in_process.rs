@@ -9,7 +9,7 @@ use cairn_client::{
 };
 use cairn_node::{
     api,
-    chunks::{Kek, Scope},
+    chunks::{Kek, Scope, Tombstone},
     cluster::NodeInfo,
     env::{
         Env, Listener, Protocol,
@@ -21,8 +21,8 @@ use cairn_node::{
     secrets::{self, SecretFiles},
     tls::{TlsFiles, TlsNetwork, TlsOptions},
 };
-use cairn_placement::{ChunkId, Generation, Incarnation, NodeId, PgId};
-use cairn_proto::v1::{BuriedChunk, InventoryEntry};
+use cairn_placement::{ChunkId, Generation, Incarnation, NodeId, PgId, VolumeId};
+use cairn_proto::v1::InventoryEntry;
 use cairn_tests::etcd::disk_folder;
 use tempfile::TempDir;
 
@@ -290,9 +290,9 @@ async fn requests_for_another_disk_are_refused() {
     let id = ChunkId { generation: Generation([1; 16]), index: 0 };
     let answers: [(&str, Option<PeerError>); 5] = [
         ("get", peers.get_chunk(&other, id, 0..1, limit).await.err()),
-        ("summarize", peers.summarize(&other, 4, &[PgId(0)], Scope::Whole, limit).await.err()),
-        ("inventory", peers.inventory(&other, 4, PgId(0), Scope::Whole, 10, limit).await.err()),
-        ("bury", peers.bury(&other, vec![], limit).await.err()),
+        ("summarize", peers.summarize(&other, 4, &[PgId(0)], Scope::ALL, limit).await.err()),
+        ("inventory", peers.inventory(&other, 4, PgId(0), Scope::ALL, 10, limit).await.err()),
+        ("bury", peers.bury(&other, &[], limit).await.err()),
         ("settled", peers.settled(&other, 4, limit).await.err()),
     ];
     for (call, error) in answers {
@@ -326,20 +326,16 @@ async fn while_the_metadata_store_is_in_doubt_no_node_takes_a_tombstone() {
     stored.expect("two of three have it");
     let stat = client.stat_chunks("files", "a").await.unwrap();
     let pg = PgId(stat.chunks[0].placement_group);
-    let in_group = |n: &u128| ChunkId { generation: Generation(n.to_be_bytes()), index: 0 }.pg(pg_bits) == pg;
-    let mut others = (1u128..).filter(in_group).map(|n| BuriedChunk {
-        generation: n.to_be_bytes().to_vec().into(),
-        index: 0,
-        volume: 1,
-        copies: 3,
-    });
+    let ids = (1u128..).map(|n| ChunkId { generation: Generation(n.to_be_bytes()), index: 0 });
+    let in_group = ids.filter(|id| id.pg(pg_bits) == pg);
+    let mut others = in_group.map(|id| [Tombstone { id, volume: VolumeId(1), copies: 3, tick: 5 }]);
     let (peers, n0) = (Peers::new(site.env.clone()), site.info("n0").await);
-    peers.bury(&n0, others.by_ref().take(1).collect(), LIMIT).await.expect("nothing is in doubt yet");
+    peers.bury(&n0, &others.next().expect("ids never end"), LIMIT).await.expect("nothing is in doubt yet");
 
     let seen = keys::restored::RestoredRecord { tick: 5, revision: 1, map_generation: 1, epoch: 1 };
     site.write(Op::put(keys::restored::key("n9"), keys::to_json(&seen))).await;
     until(&client, |status| status.metadata_restored).await;
-    let refused = peers.bury(&n0, others.by_ref().take(1).collect(), LIMIT).await;
+    let refused = peers.bury(&n0, &others.next().expect("ids never end"), LIMIT).await;
     let refused = refused.expect_err("the store may be an older copy of itself");
     assert!(refused.cause.contains("nothing is deleted"), "{refused:?}");
 
@@ -349,7 +345,7 @@ async fn while_the_metadata_store_is_in_doubt_no_node_takes_a_tombstone() {
     let holds = async |what: &str, wanted: &dyn Fn(&InventoryEntry) -> bool| {
         let mut entries = Vec::new();
         for _ in 0..300 {
-            entries = peers.inventory(&n2, pg_bits, pg, Scope::Whole, 100, LIMIT).await.expect("n2 answers");
+            entries = peers.inventory(&n2, pg_bits, pg, Scope::ALL, 100, LIMIT).await.expect("n2 answers");
             if entries.iter().any(wanted) {
                 return entries;
             }

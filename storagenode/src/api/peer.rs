@@ -5,14 +5,14 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use cairn_placement::{ChunkId, Incarnation, MAX_PG_BITS, PgId, VolumeId};
+use cairn_placement::{ChunkId, Incarnation, MAX_PG_BITS, PgId};
 use cairn_proto::v1::{self as proto, ErrorCode, peer_server::Peer};
 use futures::{Stream, StreamExt, stream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::status::peer_status;
 use crate::{
-    chunks::{ChunkStore, InventoryEntry, Prepared, Purpose, Tombstone},
+    chunks::{ChunkStore, InventoryEntry, Prepared, Purpose},
     cluster::View,
     env::Env,
     replication::{
@@ -180,7 +180,7 @@ impl Peer for PeerService {
         if request.placement_groups.len() > MAX_GROUPS {
             return Err(invalid(format!("ask for at most {MAX_GROUPS} groups at once")));
         }
-        let scope = wire::scope_from_wire(request.max_epoch);
+        let scope = wire::scope_from_wire(request.max_epoch, request.tombstones_since);
         let mut summaries = Vec::with_capacity(request.placement_groups.len());
         for number in request.placement_groups {
             let by_copies = self.store.summarize(bits, group(number, bits)?, scope).into_iter();
@@ -204,7 +204,7 @@ impl Peer for PeerService {
         let request = request.into_inner();
         let bits = pg_bits(request.pg_bits)?;
         let pg = group(request.placement_group, bits)?;
-        let scope = wire::scope_from_wire(request.max_epoch);
+        let scope = wire::scope_from_wire(request.max_epoch, 0);
         let store = self.store.clone();
         let pages = stream::unfold(Some(None), move |after| {
             let store = store.clone();
@@ -233,14 +233,7 @@ impl Peer for PeerService {
         if chunks.len() > MAX_BURIED {
             return Err(invalid(format!("bury at most {MAX_BURIED} chunks at once")));
         }
-        let tombstone = |chunk: proto::BuriedChunk| {
-            Ok(Tombstone {
-                id: wire::chunk_id(&chunk.generation, chunk.index)?,
-                volume: VolumeId(chunk.volume),
-                copies: u8::try_from(chunk.copies).map_err(|_| "too many copies".to_owned())?,
-            })
-        };
-        let tombstones: Result<Vec<_>, String> = chunks.into_iter().map(tombstone).collect();
+        let tombstones: Result<Vec<_>, String> = chunks.iter().map(wire::tombstone_from_wire).collect();
         let buried = self.store.bury(tombstones.map_err(invalid)?).await;
         buried.map_err(|error| status(write::own_error(&self.store, error)))?;
         Ok(Response::new(proto::BuryResponse {}))
@@ -281,6 +274,7 @@ fn entry_to_wire(entry: &InventoryEntry) -> proto::InventoryEntry {
         volume: entry.volume.0,
         copies: u32::from(entry.copies),
         plain_length: entry.plain_length,
-        tombstone: entry.tombstone,
+        tombstone: entry.buried.is_some(),
+        tick: entry.buried.unwrap_or(0),
     }
 }

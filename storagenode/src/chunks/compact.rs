@@ -15,8 +15,8 @@
 //! 5. **Remove.** Its name is written down (`removed`), its file removed.
 //!
 //! A crash at any moment leaves both or one of them. The next start finds both: of two records with one sequence the one in the newer
-//! segment counts if it is whole, else the older one. A deletion is on the disk for longer than any put of its chunk: it is
-//! copied as long as the index knows of it, which is for ever so far.
+//! segment counts if it is whole, else the older one. A deletion is on the disk for longer than any put of its chunk, and for as
+//! long as it must be remembered: see `expiry`.
 //!
 //! A segment with a damaged place in it, or with a chunk that is set apart, stays: perhaps nobody has more of it.
 
@@ -30,7 +30,7 @@ use cairn_placement::ChunkId;
 use tokio::sync::oneshot;
 
 use super::{
-    Presence, Purpose, PutError,
+    Purpose, PutError,
     format::{Body, Record, SegmentId},
     group::{Command, CopiedRecord, Copy, MARK_BYTES},
     hole::hole,
@@ -192,7 +192,7 @@ impl ChunkStore {
     /// The segment that gives back most.
     async fn worst(&self, compacting: &Compacting) -> Option<Ended> {
         let live = self.live().await;
-        let ended = self.inner.table.all_ended();
+        let ended = self.inner.table.all_ended(self.inner.old_tombstones());
         let free = |slot: u32| !compacting.resting.contains_key(&slot) && !compacting.refused.contains(&slot);
         let small = self.inner.segment_bytes() / SMALL_PART;
         let rested = || ended.iter().filter(|segment| free(segment.slot));
@@ -226,12 +226,13 @@ impl ChunkStore {
     async fn empty(&self, segment: Ended) -> Result<u64, Stopped> {
         let found = self.records_of(segment).await?;
         let (mut batch, mut copied) = (Batch::default(), 0);
+        let needed = self.needed_tombstones(segment.slot, &found);
         self.marks_to_keep(segment.slot, &found).into_iter().for_each(|record| batch.push(record));
         for Found { offset, record, .. } in found {
             match record.body {
                 Body::Put(_) => self.take(segment.slot, offset, record, &mut batch).await?,
                 Body::Tombstone(tombstone) => {
-                    if self.inner.index.read().presence(tombstone.id) == Presence::Buried {
+                    if self.inner.wants(&tombstone, &needed) {
                         let Record { sequence, body, .. } = record;
                         batch.push(CopiedRecord { sequence, body, frames: Vec::new() });
                     }
@@ -338,11 +339,12 @@ impl ChunkStore {
             let inner = self.inner.clone();
             let verified = self.inner.env.blocking(move || verify_on_device(&inner.table, id, &to)).await;
             if let Err(fault) = verified {
-                self.inner.bury_copy(&to);
+                self.inner.bury_copy(id, &to);
                 return Err(Stopped::Later(format!("the copy of chunk {id} is not sound: {fault}")));
             }
-            if !self.inner.index.write().relocate(id, from.place, to.place) {
-                self.inner.bury_copy(&to);
+            match self.inner.index.write().relocate(id, from.place, to.place) {
+                true => self.inner.table.died(from.place.slot, id),
+                false => self.inner.bury_copy(id, &to),
             }
         }
         Ok(())
@@ -351,7 +353,8 @@ impl ChunkStore {
 
 impl Inner {
     /// A copy that nobody wants: its space is given back when its group is known to be durable.
-    fn bury_copy(self: &Arc<Self>, copy: &Entry) {
+    fn bury_copy(self: &Arc<Self>, id: ChunkId, copy: &Entry) {
+        self.table.died(copy.place.slot, id);
         self.dead_copies.lock().extend(hole(copy));
     }
 }

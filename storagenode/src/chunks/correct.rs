@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn nothing_but_chunks_is_corrected_and_nothing_of_another_place() {
         let id = ChunkId { generation: Generation([1; 16]), index: 0 };
-        let tombstone = Tombstone { id, volume: VolumeId(1), copies: 3 };
+        let tombstone = Tombstone { id, volume: VolumeId(1), copies: 3, tick: 5 };
         let mut bytes = encoded(&Record { body: Body::Tombstone(tombstone), ..record(1, 1) });
         bytes[50] ^= 1;
         assert_eq!(correct_record(&bytes, &POSITION), None);

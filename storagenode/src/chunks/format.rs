@@ -54,6 +54,8 @@ pub struct Tombstone {
     pub volume: VolumeId,
     /// As in the chunk's header: inventories are per placement group and number of copies.
     pub copies: u8,
+    /// When it was made, in the coordinator's minutes; 0 if that is not known, and then it is as old as can be.
+    pub tick: u32,
 }
 
 /// Where a record is.
@@ -287,7 +289,7 @@ mod v1 {
                 encode_id(header.volume, header.id, header.plain_length, to);
                 header.frame_crcs.iter().for_each(|crc| to.extend_from_slice(&crc.to_le_bytes()));
             }
-            Body::Tombstone(tombstone) => encode_id(tombstone.volume, tombstone.id, 0, to),
+            Body::Tombstone(tombstone) => encode_id(tombstone.volume, tombstone.id, tombstone.tick, to),
             Body::Mark { segment, end } => {
                 to.extend_from_slice(&segment.boot.to_le_bytes());
                 to.extend_from_slice(&segment.number.to_le_bytes());
@@ -307,11 +309,11 @@ mod v1 {
         debug_assert_eq!((to.len() - start) as u64, record.header_length());
     }
 
-    fn encode_id(volume: VolumeId, id: ChunkId, plain_length: u32, to: &mut Vec<u8>) {
+    fn encode_id(volume: VolumeId, id: ChunkId, length_or_tick: u32, to: &mut Vec<u8>) {
         to.extend_from_slice(&volume.0.to_le_bytes());
         to.extend_from_slice(&id.index.to_le_bytes());
         to.extend_from_slice(&id.generation.0);
-        to.extend_from_slice(&plain_length.to_le_bytes());
+        to.extend_from_slice(&length_or_tick.to_le_bytes());
     }
 
     /// Of a record's header without its last four bytes, which hold it.
@@ -356,7 +358,7 @@ mod v1 {
                 plain_length: fields.u32(64),
                 frame_crcs: (68..end).step_by(4).map(|at| fields.u32(at)).collect(),
             }),
-            TOMBSTONE => Body::Tombstone(Tombstone { id: seems, volume, copies }),
+            TOMBSTONE => Body::Tombstone(Tombstone { id: seems, volume, copies, tick: fields.u32(64) }),
             MARK => Body::Mark {
                 segment: SegmentId { boot: fields.u64(40), number: fields.u32(48) },
                 end: fields.u64(56),

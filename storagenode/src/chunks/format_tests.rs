@@ -24,8 +24,10 @@ fn bodies() -> impl Strategy<Value = Body> {
             frame_crcs: (0..frame_count(plain_length)).map(|n| n ^ volume).collect(),
         })
     });
-    let tombstone = (ids(), any::<u32>(), any::<u8>())
-        .prop_map(|(id, volume, copies)| Body::Tombstone(Tombstone { id, volume: VolumeId(volume), copies }));
+    let tombstone = (ids(), any::<u32>(), any::<u8>(), any::<u32>())
+        .prop_map(|(id, volume, copies, tick)| {
+            Body::Tombstone(Tombstone { id, volume: VolumeId(volume), copies, tick })
+        });
     let mark = (segments(), any::<u64>()).prop_map(|(segment, end)| Body::Mark { segment, end });
     let sighting = any::<(u64, u64, u64, u32)>().prop_map(|(tick, revision, map_generation, epoch)| {
         Body::Sighting(Sighting { tick, revision, map_generation, epoch })
@@ -143,7 +145,7 @@ fn record_bytes_never_change() {
         hex::encode(record(Body::Sighting(sighting))),
         "43524543010400004800000000000000030000000000000009000000000000000010000000000000010000000000000002000000000000000300000000000000040000001a0b8f51"
     );
-    let tombstone = Tombstone { id, volume: VolumeId(5), copies: 3 };
+    let tombstone = Tombstone { id, volume: VolumeId(5), copies: 3, tick: 0 };
     assert_eq!(
         hex::encode(record(Body::Tombstone(tombstone))),
         "435245430102030048000000000000000300000000000000090000000000000000100000000000000500000004030201abababababababababababababababab0000000037248a72"

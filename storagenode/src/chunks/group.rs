@@ -1,6 +1,7 @@
 //! What the writer is asked for, and what of it becomes durable together.
 
 use bytes::Bytes;
+use cairn_placement::ChunkId;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{
@@ -144,11 +145,26 @@ impl Group {
         LaidOut { layout, puts, copies }
     }
 
-    /// Tombstones in it.
-    pub fn tombstones(&self) -> u64 {
+    /// The ticks of its tombstones. Those that are copied although they are old count as made now: it is looked again whether
+    /// they are needed when that is old, too.
+    pub fn tombstone_ticks(&self, old: Option<u32>, now: u32) -> impl Iterator<Item = u32> + '_ {
         let copied = self.copies.iter().flat_map(|copy| &copy.records);
-        let copied = copied.filter(|record| matches!(record.body, Body::Tombstone(_))).count();
-        (self.burials.iter().map(|bury| bury.tombstones.len()).sum::<usize>() + copied) as u64
+        let copied = copied.filter_map(move |record| match &record.body {
+            Body::Tombstone(tombstone) if old.is_some_and(|old| tombstone.tick <= old) => Some(now),
+            Body::Tombstone(tombstone) => Some(tombstone.tick),
+            _ => None,
+        });
+        self.burials.iter().flat_map(|bury| &bury.tombstones).map(|tombstone| tombstone.tick).chain(copied)
+    }
+
+    /// Chunks that it has records of.
+    pub fn chunks(&self) -> impl Iterator<Item = ChunkId> + '_ {
+        let copied = self.copies.iter().flat_map(|copy| &copy.records);
+        let copied = copied.filter_map(|record| match &record.body {
+            Body::Put(header) => Some(header.id),
+            _ => None,
+        });
+        self.puts.iter().map(|put| put.chunk.header.id).chain(copied)
     }
 
     /// Segments that it marks, besides those that the writer marks.

@@ -66,13 +66,18 @@ pub enum Known {
     Buried {
         volume: VolumeId,
         copies: u8,
+        tick: u32,
     },
 }
 
 impl Scope {
     /// A sweep has no use for tombstones, and they stay for long.
     fn wants(self, known: &Known) -> bool {
-        self == Self::Whole || !matches!(known, Known::Buried { .. })
+        match (known, self) {
+            (Known::Buried { tick, .. }, Self::Whole { tombstones_since }) => *tick >= tombstones_since,
+            (Known::Buried { .. }, Self::OnDisk { .. }) => false,
+            _ => true,
+        }
     }
 }
 
@@ -149,16 +154,20 @@ impl Index {
         }
     }
 
-    /// Buries a chunk for good; gives what was here of it.
+    /// Buries a chunk; gives what was here of it. Of two burials the later tick counts.
     pub fn bury(&mut self, tombstone: Tombstone) -> Option<Entry> {
-        let Tombstone { id, volume, copies } = tombstone;
+        let Tombstone { id, volume, copies, tick } = tombstone;
         let damaged = self.damaged.remove(&key(id)).map(|damage| damage.entry);
-        match self.entries.insert(key(id), Known::Buried { volume, copies }) {
+        match self.entries.insert(key(id), Known::Buried { volume, copies, tick }) {
             Some(Known::Present(entry)) => {
                 self.tombstones += 1;
                 Some(entry)
             }
-            Some(Known::Buried { .. }) => None,
+            Some(Known::Buried { tick: earlier, .. }) => {
+                let tick = tick.max(earlier);
+                self.entries.insert(key(id), Known::Buried { volume, copies, tick });
+                None
+            }
             Some(Known::Damaged(_)) | None => {
                 self.tombstones += 1;
                 damaged
@@ -275,6 +284,31 @@ impl Index {
         }
     }
 
+    /// Forgets tombstones up to a tick, among the first `most` entries after `after`; gives how many, and the last one that was
+    /// looked at, if others follow.
+    pub fn forget_tombstones(
+        &mut self,
+        up_to: u32,
+        after: Option<ChunkId>,
+        most: usize,
+    ) -> (u64, Option<ChunkId>) {
+        let start = after.map_or(Bound::Unbounded, |after| Bound::Excluded(key(after)));
+        let mut entries = self.entries.range((start, Bound::Unbounded));
+        let (mut old, mut last) = (Vec::new(), None);
+        for (key, known) in entries.by_ref().take(most) {
+            last = Some(key.1);
+            if matches!(known, Known::Buried { tick, .. } if *tick <= up_to) {
+                old.push(*key);
+            }
+        }
+        let last = last.filter(|_| entries.next().is_some());
+        for key in &old {
+            self.entries.remove(key);
+        }
+        self.tombstones -= old.len() as u64;
+        (old.len() as u64, last)
+    }
+
     pub fn chunks(&self) -> u64 {
         self.entries.len() as u64 - self.tombstones
     }
@@ -287,9 +321,8 @@ impl Index {
     pub fn summarize(&self, pg_bits: u8, pg: PgId, scope: Scope) -> Vec<CopySummary> {
         let mut by_copies: Vec<CopySummary> = Vec::new();
         let whole = self.entries.range(keys(pg_bits, pg)).map(|(key, known)| (*key, *known));
-        for ((hash, _), known) in
-            whole.chain(self.damaged_in(pg_bits, pg, scope)).filter(|((_, id), _)| scope.has(id.generation))
-        {
+        let wanted = |((_, id), known): &((u64, ChunkId), Known)| scope.has(id.generation) && scope.wants(known);
+        for ((hash, _), known) in whole.chain(self.damaged_in(pg_bits, pg, scope)).filter(wanted) {
             let copies = match known {
                 Known::Present(entry) | Known::Damaged(entry) => entry.copies,
                 Known::Buried { copies, .. } => copies,
@@ -318,7 +351,7 @@ impl Index {
         scope: Scope,
     ) -> impl Iterator<Item = ((u64, ChunkId), Known)> + '_ {
         let damaged = match scope {
-            Scope::Whole => None,
+            Scope::Whole { .. } => None,
             Scope::OnDisk { .. } => Some(self.damaged.range(keys(pg_bits, pg))),
         };
         damaged.into_iter().flatten().map(|(key, damage)| (*key, Known::Damaged(damage.entry)))
@@ -363,10 +396,10 @@ impl Index {
             .map(|((_, id), known)| match known {
                 Known::Present(Entry { volume, copies, plain_length, .. })
                 | Known::Damaged(Entry { volume, copies, plain_length, .. }) => {
-                    InventoryEntry { id, volume, copies, plain_length, tombstone: false }
+                    InventoryEntry { id, volume, copies, plain_length, buried: None }
                 }
-                Known::Buried { volume, copies } => {
-                    InventoryEntry { id, volume, copies, plain_length: 0, tombstone: true }
+                Known::Buried { volume, copies, tick } => {
+                    InventoryEntry { id, volume, copies, plain_length: 0, buried: Some(tick) }
                 }
             })
             .collect()
@@ -388,7 +421,7 @@ mod tests {
     }
 
     fn tombstone(number: u32, copies: u8) -> Tombstone {
-        Tombstone { id: id(number), volume: VolumeId(1), copies }
+        Tombstone { id: id(number), volume: VolumeId(1), copies, tick: 7 }
     }
 
     #[test]
@@ -397,14 +430,47 @@ mod tests {
     }
 
     #[test]
-    fn a_grave_is_for_ever() {
+    fn a_grave_is_respected() {
         let mut index = Index::default();
         index.insert(id(1), entry(3, 0)).unwrap();
         assert_eq!(index.bury(tombstone(1, 3)), Some(entry(3, 0)));
         assert_eq!(index.bury(tombstone(1, 3)), None);
-        assert_eq!(index.insert(id(1), entry(3, 1)), Err(Known::Buried { volume: VolumeId(1), copies: 3 }));
+        assert_eq!(index.insert(id(1), entry(3, 1)), Err(Known::Buried { volume: VolumeId(1), copies: 3, tick: 7 }));
         assert_eq!((index.chunks(), index.tombstones()), (0, 1));
         assert!(!index.set_apart(id(1), entry(3, 0).place));
+    }
+
+    #[test]
+    fn a_grave_is_forgotten_when_it_is_old() {
+        let mut index = Index::default();
+        index.insert(id(1), entry(3, 0)).unwrap();
+        for (number, tick) in [(2, 5), (3, 6), (4, 9)] {
+            index.bury(Tombstone { tick, ..tombstone(number, 3) });
+        }
+        // The later one of two counts, in whatever order they come.
+        for tick in [9, 5] {
+            index.bury(Tombstone { tick, ..tombstone(3, 3) });
+        }
+        let since = |tombstones_since| {
+            let scope = Scope::Whole { tombstones_since };
+            let lines = index.inventory(0, PgId(0), scope, None, 9);
+            let summary = index.summarize(0, PgId(0), scope)[0];
+            assert_eq!(lines.len() as u64, summary.chunks + summary.tombstones);
+            summary.tombstones
+        };
+        assert_eq!([since(0), since(5), since(6), since(9), since(10)], [3, 3, 2, 2, 0]);
+        assert_eq!(index.forget_tombstones(4, None, 9), (0, None));
+        let (mut forgotten, mut after, mut looks) = (0, None, 0);
+        loop {
+            let (more, last) = index.forget_tombstones(8, after, 2);
+            (forgotten, after, looks) = (forgotten + more, last, looks + 1);
+            if after.is_none() {
+                break;
+            }
+        }
+        assert_eq!((forgotten, looks), (1, 2));
+        assert_eq!((index.chunks(), index.tombstones()), (1, 2));
+        assert_eq!(index.presence(id(2)), Presence::Absent);
     }
 
     #[test]
@@ -426,11 +492,11 @@ mod tests {
             (index.inventory(0, all, scope, None, 9).len() as u64, sum)
         };
         let epoch = id(1).generation.epoch();
-        assert_eq!(lines(&index, Scope::Whole), (0, 0));
+        assert_eq!(lines(&index, Scope::ALL), (0, 0));
         assert_eq!(lines(&index, Scope::OnDisk { max_epoch: epoch }), (1, 1));
         assert_eq!(lines(&index, Scope::OnDisk { max_epoch: epoch - 1 }), (0, 0));
         index.insert(id(2), entry(3, 1)).unwrap();
-        assert_eq!(lines(&index, Scope::Whole), (1, 1));
+        assert_eq!(lines(&index, Scope::ALL), (1, 1));
         let scope = Scope::OnDisk { max_epoch: u32::MAX };
         let first = index.inventory(0, all, scope, None, 1);
         let second = index.inventory(0, all, scope, Some((first[0].id.hash(), first[0].id)), 9);
@@ -483,15 +549,15 @@ mod tests {
                 let mut lines = Vec::new();
                 let mut after = None;
                 loop {
-                    let more = index.inventory(pg_bits, PgId(pg), Scope::Whole, after, page);
+                    let more = index.inventory(pg_bits, PgId(pg), Scope::ALL, after, page);
                     let Some(last) = more.last() else { break };
                     after = Some((last.id.hash(), last.id));
                     lines.extend(more);
                 }
                 prop_assert!(lines.is_sorted_by_key(|line| (line.id.hash(), line.id)));
                 prop_assert!(lines.iter().all(|line| line.id.pg(pg_bits) == PgId(pg)));
-                for summary in index.summarize(pg_bits, PgId(pg), Scope::Whole) {
-                    let of = |dead| lines.iter().filter(move |l| l.tombstone == dead && l.copies == summary.copies);
+                for summary in index.summarize(pg_bits, PgId(pg), Scope::ALL) {
+                    let of = |dead| lines.iter().filter(move |l| l.buried.is_some() == dead && l.copies == summary.copies);
                     prop_assert_eq!(of(false).count() as u64, summary.chunks);
                     prop_assert_eq!(of(true).count() as u64, summary.tombstones);
                     let sum = of(false).fold(0u64, |sum, line| sum.wrapping_add(line.id.hash()));

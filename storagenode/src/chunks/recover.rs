@@ -145,7 +145,10 @@ fn take_in(table: &SegmentTable, read: Read, marked_end: Option<u64>, recovered:
     }
     let slot = table.add(read.id, read.file);
     let bodies = || judged.records.iter().map(|(found, _)| &found.record.body);
-    let tombstones = bodies().filter(|body| matches!(body, Body::Tombstone(_))).count() as u64;
+    let tombstones = bodies().filter_map(|body| match body {
+        Body::Tombstone(tombstone) => Some(tombstone.tick),
+        _ => None,
+    });
     let marked = bodies().filter_map(|body| match body {
         Body::Mark { segment, .. } => Some(*segment),
         _ => None,
@@ -315,10 +318,14 @@ fn apply(table: &SegmentTable, slot: u32, found: Found, condition: Condition, re
             let (id, entry) = (header.id, Entry::new(&header, Place::new(slot, found.offset)));
             let known = index.get(id);
             if let Some(Known::Buried { .. }) = known {
+                table.died(slot, id);
                 return recovered.to_write.holes.extend(hole(&entry));
             }
             let damage = Damage { entry, torn: condition == Condition::Torn };
-            match (wins(table, (sequence, &entry), condition, id, known), condition) {
+            let wins = wins(table, (sequence, &entry), condition, id, known);
+            let dead = if wins { known.and_then(|known| known.place()) } else { Some(entry.place) };
+            dead.iter().for_each(|dead| table.died(dead.slot, id));
+            match (wins, condition) {
                 (false, _) => {}
                 (true, Condition::Whole) => index.take(id, entry),
                 (true, Condition::Damaged | Condition::Torn) => index.put_apart(id, damage),
@@ -326,6 +333,7 @@ fn apply(table: &SegmentTable, slot: u32, found: Found, condition: Condition, re
         }
         Body::Tombstone(tombstone) => {
             let old = index.bury(tombstone);
+            old.iter().for_each(|old| table.died(old.place.slot, tombstone.id));
             recovered.to_write.holes.extend(old.as_ref().and_then(hole));
         }
         Body::Mark { .. } => {}

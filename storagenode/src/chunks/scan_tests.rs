@@ -75,7 +75,7 @@ fn segment(lengths: &[u32], spare: usize) -> (Vec<u8>, Vec<Found>) {
     for (number, length) in (0u32..).zip(lengths) {
         let id = ChunkId { generation: Generation([number as u8; 16]), index: number };
         let body = match *length {
-            0 => Body::Tombstone(Tombstone { id, volume: VolumeId(1), copies: 3 }),
+            0 => Body::Tombstone(Tombstone { id, volume: VolumeId(1), copies: 3, tick: 5 }),
             plain_length => {
                 let frame_crcs = vec![number; frame_count(plain_length) as usize];
                 Body::Put(ChunkHeader { id, volume: VolumeId(1), copies: 3, plain_length, frame_crcs })

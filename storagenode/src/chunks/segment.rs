@@ -1,12 +1,13 @@
 //! Segment files: their table, opening them again, making new ones.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     io::{self, IoSlice},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use cairn_placement::ChunkId;
 use parking_lot::Mutex;
 
 use super::{
@@ -41,7 +42,11 @@ struct Slot {
     id: SegmentId,
     /// Bytes on the disk: up to its end, without holes.
     used: u64,
-    tombstones: u64,
+    /// Tombstones by their ticks.
+    tombstones: BTreeMap<u32, u32>,
+    /// Chunks of which it has a record that does not count any more: short hashes of their ids. Until the segment is gone, only a
+    /// tombstone, or a later record, keeps such a record from counting again at the next start.
+    dead: Vec<u32>,
     /// Segments that it has marks of.
     marks: BTreeSet<SegmentId>,
     /// Up to here it is trusted; absent while it is written.
@@ -56,6 +61,7 @@ pub struct Ended {
     pub slot: u32,
     pub end: u64,
     pub used: u64,
+    /// Tombstones that are not old.
     pub tombstones: u64,
 }
 
@@ -112,10 +118,22 @@ impl SegmentTable {
     }
 
     /// Notes what was written to a segment, or read from it at a start.
-    pub fn wrote(&self, slot: u32, bytes: u64, tombstones: u64) {
+    pub fn wrote(&self, slot: u32, bytes: u64, tombstones: impl Iterator<Item = u32>) {
         let slot = &mut self.state.lock().slots[slot as usize];
         slot.used += bytes;
-        slot.tombstones += tombstones;
+        tombstones.for_each(|tick| *slot.tombstones.entry(tick).or_default() += 1);
+    }
+
+    /// Notes that a segment's record of a chunk does not count any more, or never did.
+    pub fn died(&self, slot: u32, id: ChunkId) {
+        self.state.lock().slots[slot as usize].dead.push(short_hash(id));
+    }
+
+    /// Of some chunks' short hashes, those of which another segment has a record that does not count.
+    pub fn dead_elsewhere(&self, slot: u32, wanted: &HashSet<u32>) -> HashSet<u32> {
+        let state = self.state.lock();
+        let others = (0..).zip(&state.slots).filter(|(number, _)| *number != slot);
+        others.flat_map(|(_, slot)| &slot.dead).filter(|hash| wanted.contains(hash)).copied().collect()
     }
 
     /// Notes segments that a segment has marks of, or may have: what is written may be there also if that failed.
@@ -134,12 +152,14 @@ impl SegmentTable {
         slot.used = slot.used.saturating_sub(bytes);
     }
 
-    /// Segments that nothing is written to any more.
-    pub fn all_ended(&self) -> Vec<Ended> {
+    /// Segments that nothing is written to any more. Tombstones up to a tick are old.
+    pub fn all_ended(&self, old: Option<u32>) -> Vec<Ended> {
         let state = self.state.lock();
         let present = (0..).zip(&state.slots).filter(|(_, slot)| !slot.removed);
         let ended = present.filter_map(|(number, slot)| {
-            Some(Ended { slot: number, end: slot.end?, used: slot.used, tombstones: slot.tombstones })
+            let young = slot.tombstones.iter().filter(|(tick, _)| old.is_none_or(|old| **tick > old));
+            let tombstones = young.map(|(_, count)| u64::from(*count)).sum();
+            Some(Ended { slot: number, end: slot.end?, used: slot.used, tombstones })
         });
         ended.collect()
     }
@@ -149,13 +169,13 @@ impl SegmentTable {
     }
 
     /// Segments that are not on the disk any more, but of which one that is has a mark. `going` is about to be removed: it counts
-    /// as gone, and its marks as there, for a crash may bring it back.
+    /// as gone, and its marks as there, for a crash may bring it back. So it is with those whose removal is not durable.
     pub fn marked_and_gone(&self, going: u32) -> BTreeSet<SegmentId> {
         let state = self.state.lock();
-        let there = || (0..).zip(&state.slots).filter(|(_, slot)| !slot.removed);
+        let stays = |(number, slot): &(u32, &Slot)| !slot.removed && *number != going;
         let staying: BTreeSet<SegmentId> =
-            there().filter(|(number, _)| *number != going).map(|(_, slot)| slot.id).collect();
-        let gone = there().flat_map(|(_, slot)| slot.marks.difference(&staying).copied());
+            (0..).zip(&state.slots).filter(stays).map(|(_, slot)| slot.id).collect();
+        let gone = state.slots.iter().flat_map(|slot| slot.marks.difference(&staying).copied());
         gone.filter(|id| !state.lost.contains(id)).collect()
     }
 
@@ -181,6 +201,10 @@ impl SegmentTable {
             std::mem::take(&mut slot.used)
         };
         self.disk.sync_folder(&self.folder)?;
+        // Not before: the power could bring the file back, and those of which an earlier sync failed.
+        for gone in self.state.lock().slots.iter_mut().filter(|slot| slot.removed) {
+            (gone.dead, gone.marks) = (Vec::new(), BTreeSet::new());
+        }
         Ok(used)
     }
 
@@ -199,7 +223,8 @@ impl SegmentTable {
         state.slots.push(Slot {
             id,
             used: FIRST_RECORD,
-            tombstones: 0,
+            tombstones: BTreeMap::new(),
+            dead: Vec::new(),
             marks: BTreeSet::new(),
             end: None,
             removed: false,
@@ -277,6 +302,11 @@ impl State {
         self.uses += 1;
         self.open.insert(slot, OpenFile { file, last_use: self.uses });
     }
+}
+
+/// What tells chunks apart well enough: of those that look alike, a tombstone is kept for longer than needed.
+pub fn short_hash(id: ChunkId) -> u32 {
+    id.hash() as u32
 }
 
 /// Where records begin.

@@ -211,7 +211,10 @@ impl ChunkStore {
         chunks.dedup_by_key(|chunk| chunk.id);
         {
             let index = self.inner.index.read();
-            chunks.retain(|chunk| index.presence(chunk.id) != Presence::Buried);
+            let is_news = |chunk: &Tombstone| {
+                !matches!(index.get(chunk.id), Some(Known::Buried { tick, .. }) if tick >= chunk.tick)
+            };
+            chunks.retain(is_news);
         }
         for tombstones in chunks.chunks(BURY_BATCH) {
             self.bury_batch(tombstones.to_vec()).await?;

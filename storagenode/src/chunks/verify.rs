@@ -62,11 +62,11 @@ pub async fn verify(
     }
     let mut after = None;
     loop {
-        let page = store.inventory(0, PgId(0), Scope::Whole, after, PAGE);
+        let page = store.inventory(0, PgId(0), Scope::ALL, after, PAGE);
         let Some(last) = page.last() else { break };
         after = Some((last.id.hash(), last.id));
         for line in &page {
-            if line.tombstone {
+            if line.buried.is_some() {
                 verified.tombstones += 1;
                 continue;
             }

@@ -216,7 +216,8 @@ impl Writer {
                 counters.groups.fetch_add(1, Ordering::Relaxed);
                 counters.records.fetch_add(group.records as u64, Ordering::Relaxed);
                 counters.bytes.fetch_add(written, Ordering::Relaxed);
-                self.store.table.wrote(group_start.slot, written, group.tombstones());
+                let (old, now) = (self.store.old_tombstones(), self.store.tick());
+                self.store.table.wrote(group_start.slot, written, group.tombstone_ticks(old, now));
                 let place = |offset: u64| Place::new(group_start.slot, offset);
                 let puts: Vec<Place> = puts.into_iter().map(place).collect();
                 let copies = copies.into_iter().map(|copy| copy.into_iter().map(place).collect()).collect();
@@ -231,6 +232,8 @@ impl Writer {
                 self.store.table.ended(slot, start);
                 self.segment = None;
                 self.store.space.no_room();
+                // Perhaps they are there all the same.
+                group.chunks().for_each(|id| self.store.table.died(slot, id));
                 group.fail(&error.to_string());
                 self.check_segment(slot).await;
             }
@@ -290,7 +293,9 @@ impl Writer {
         // Copies of what was buried meanwhile: in this group, perhaps.
         self.fresh_holes.append(&mut self.store.dead_copies.lock());
         let (holes, fresh_holes) = (&mut self.holes, &mut self.fresh_holes);
-        let mut dig = |entry: &Entry| {
+        let table = &self.store.table;
+        let mut dig = |id: ChunkId, entry: &Entry| {
+            table.died(entry.place.slot, id);
             let fresh = entry.place.slot == group_start.slot && entry.place.offset() >= group_start.offset();
             match hole(entry) {
                 Some(hole) if fresh => fresh_holes.push(hole),
@@ -304,13 +309,14 @@ impl Writer {
                 match member {
                     Member::Put(n) => {
                         let entry = Entry::new(&puts[n].chunk.header, places[n]);
-                        outcomes.push(match index.insert(puts[n].chunk.header.id, entry) {
+                        let id = puts[n].chunk.header.id;
+                        outcomes.push(match index.insert(id, entry) {
                             Ok(replaced) => {
-                                replaced.iter().for_each(&mut dig);
+                                replaced.iter().for_each(|entry| dig(id, entry));
                                 Ok(PutOutcome::Stored)
                             }
                             Err(known) => {
-                                dig(&entry);
+                                dig(id, &entry);
                                 match known {
                                     Known::Buried { .. } => Err(PutError::Buried),
                                     Known::Present(_) | Known::Damaged(_) => Ok(PutOutcome::Present),
@@ -320,7 +326,7 @@ impl Writer {
                     }
                     Member::Bury(n) => {
                         for tombstone in &burials[n].tombstones {
-                            index.bury(*tombstone).iter().for_each(&mut dig);
+                            index.bury(*tombstone).iter().for_each(|entry| dig(tombstone.id, entry));
                         }
                     }
                 }

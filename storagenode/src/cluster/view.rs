@@ -93,6 +93,11 @@ impl ClusterState {
         self.revision > 0 && !self.in_doubt && self.restored.is_empty()
     }
 
+    /// A tick as tombstones have it: of now, unless it is given.
+    pub fn short_tick(&self, tick: Option<u64>) -> u32 {
+        u32::try_from(tick.unwrap_or(self.tick)).unwrap_or(u32::MAX)
+    }
+
     /// How far the store is.
     pub fn sighting(&self) -> Sighting {
         Sighting {

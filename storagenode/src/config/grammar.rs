@@ -114,6 +114,12 @@ pub(super) const SETTINGS: &[Setting] = &[
         Some("1440"),
         "Ticks that what a sweep finds rests before it is removed (1 to 1000000)",
     ),
+    setting(
+        "TOMBSTONE_TICKS",
+        "COUNT",
+        Some("10080"),
+        "Ticks that a node remembers deletions, for nodes that were away (7 to 10000000)",
+    ),
     setting("CAPACITY", "BYTES", None, "How much of the disk to use, such as 100Gi [default: all of it]"),
     setting(
         "LOG",
@@ -181,6 +187,29 @@ pub fn grammar() -> clap::Command {
                 .value_name("FOLDER")
                 .help("The node's folder [default: DATA_DIR of the environment or .env, else /data]"),
         );
+    let new_token = clap::Command::new("new")
+        .about("Makes a token, adds its SHA-256 to CLIENT_TOKENS_FILE, and prints the token: it is stored nowhere")
+        .after_help(
+            "Nodes look at the file every few seconds: no restart is needed. To take a token back, remove its line.\n\
+             Without CLIENT_TOKENS_FILE, the line is printed instead, to be added to the nodes' file by hand.",
+        )
+        .args([
+            clap::Arg::new("name").value_name("NAME").required(true).help("Whose it is; shown in logs"),
+            clap::Arg::new("expires")
+                .long("expires")
+                .value_name("WHEN")
+                .required(true)
+                .help("90d, 12h, 2027-06-30, 2027-06-30T18:00:00Z, or never"),
+            clap::Arg::new("client-tokens-file")
+                .long("client-tokens-file")
+                .value_name("FILE")
+                .help("The nodes' file of tokens [default: CLIENT_TOKENS_FILE of the environment or .env]"),
+        ]);
+    let token = clap::Command::new("token")
+        .about("Clients' tokens")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(new_token);
     clap::Command::new("cairn-node")
         .version(env!("CARGO_PKG_VERSION"))
         .about("A storage node of Cairn. Without a command, it runs the node.")
@@ -191,4 +220,5 @@ pub fn grammar() -> clap::Command {
         .subcommand(init)
         .subcommand(recover)
         .subcommand(verify)
+        .subcommand(token)
 }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cairn_placement::{ChunkId, ClusterMap, Generation};
-use cairn_proto::v1 as proto;
 use futures::StreamExt;
 use tokio::{sync::OwnedSemaphorePermit, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -20,7 +19,7 @@ use super::{
     gateway::{Gateway, OpenVolume, file_info},
 };
 use crate::{
-    chunks::{self, GenerationKey},
+    chunks::{self, GenerationKey, Tombstone},
     cluster::ClusterState,
     meta::{
         Compare, KeyValue, Op,
@@ -367,20 +366,15 @@ impl Gateway {
         if !state.may_delete() {
             return;
         }
+        let tick = state.short_tick(None);
         for (holder, buried) in plan::burials(map, generation, chunks, copies) {
+            let tombstone = |id: &ChunkId| Tombstone { id: *id, volume, copies, tick };
+            let tombstones: Vec<_> = buried.iter().map(tombstone).collect();
             if holder == self.writer.me {
-                let tombstones =
-                    buried.iter().map(|id| chunks::Tombstone { id: *id, volume, copies }).collect();
                 let _ = self.writer.store.bury(tombstones).await;
             } else if let Some(node) = state.nodes.get(&holder) {
-                let wire = buried.iter().map(|id| proto::BuriedChunk {
-                    generation: Bytes::copy_from_slice(&id.generation.0),
-                    index: id.index,
-                    volume: volume.0,
-                    copies: u32::from(copies),
-                });
                 let limit = std::time::Duration::from_secs(5);
-                let _ = self.writer.peers.bury(node, wire.collect(), limit).await;
+                let _ = self.writer.peers.bury(node, &tombstones, limit).await;
             }
         }
     }

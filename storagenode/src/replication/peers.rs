@@ -29,7 +29,7 @@ use tonic::{
 
 use super::wire::{self, FrameAssembler, MAX_MESSAGE_BYTES};
 use crate::{
-    chunks::{ChunkHeader, Scope, SealedChunk},
+    chunks::{ChunkHeader, Scope, SealedChunk, Tombstone},
     cluster::NodeInfo,
     env::Env,
 };
@@ -253,15 +253,17 @@ impl Peers {
         limit: Duration,
     ) -> Result<proto::SummarizeResponse, PeerError> {
         let (mut client, _in_flight) = self.client(node)?;
+        let (max_epoch, tombstones_since) = wire::scope_to_wire(scope);
         let request = proto::SummarizeRequest {
             pg_bits: u32::from(pg_bits),
             placement_groups: groups.iter().map(|pg| pg.0).collect(),
-            max_epoch: wire::scope_to_wire(scope),
+            max_epoch,
+            tombstones_since,
         };
         self.bounded(limit, async { Ok(client.summarize(request).await?.into_inner()) }).await
     }
 
-    /// Everything that a node holds of one group, `most` entries at most.
+    /// Everything that a node holds of one group, `most` entries at most; of tombstones, all.
     pub async fn inventory(
         &self,
         node: &NodeInfo,
@@ -275,7 +277,7 @@ impl Peers {
         let request = proto::InventoryRequest {
             pg_bits: u32::from(pg_bits),
             placement_group: pg.0,
-            max_epoch: wire::scope_to_wire(scope),
+            max_epoch: wire::scope_to_wire(scope).0,
         };
         self.bounded(limit, async {
             let mut stream = client.inventory(request).await?.into_inner();
@@ -295,10 +297,11 @@ impl Peers {
     pub async fn bury(
         &self,
         node: &NodeInfo,
-        chunks: Vec<proto::BuriedChunk>,
+        tombstones: &[Tombstone],
         limit: Duration,
     ) -> Result<(), PeerError> {
         let (mut client, _in_flight) = self.client(node)?;
+        let chunks = tombstones.iter().map(wire::tombstone_to_wire).collect();
         self.bounded(limit, async { Ok(client.bury(proto::BuryRequest { chunks }).await.map(|_| ())?) }).await
     }
 

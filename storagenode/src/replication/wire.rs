@@ -5,7 +5,7 @@ use cairn_placement::{ChunkId, Generation, VolumeId};
 use cairn_proto::v1::{self as proto, ErrorCode};
 use tonic_types::StatusExt;
 
-use crate::chunks::{ChunkHeader, FRAME_BYTES, Scope, TAG_BYTES};
+use crate::chunks::{ChunkHeader, FRAME_BYTES, Scope, TAG_BYTES, Tombstone};
 
 /// Bytes of a data message between nodes: 16 sealed frames.
 pub const MESSAGE_BYTES: usize = 16 * (FRAME_BYTES + TAG_BYTES);
@@ -115,16 +115,37 @@ impl FrameAssembler {
     }
 }
 
-/// A scope's form in requests.
-pub fn scope_to_wire(scope: Scope) -> Option<u32> {
+/// A scope's form in requests: the greatest epoch, and since when tombstones are wanted.
+pub fn scope_to_wire(scope: Scope) -> (Option<u32>, u32) {
     match scope {
-        Scope::Whole => None,
-        Scope::OnDisk { max_epoch } => Some(max_epoch),
+        Scope::Whole { tombstones_since } => (None, tombstones_since),
+        Scope::OnDisk { max_epoch } => (Some(max_epoch), 0),
     }
 }
 
-pub fn scope_from_wire(max_epoch: Option<u32>) -> Scope {
-    max_epoch.map_or(Scope::Whole, |max_epoch| Scope::OnDisk { max_epoch })
+pub fn scope_from_wire(max_epoch: Option<u32>, tombstones_since: u32) -> Scope {
+    max_epoch.map_or(Scope::Whole { tombstones_since }, |max_epoch| Scope::OnDisk { max_epoch })
+}
+
+/// A deletion's form in requests.
+pub fn tombstone_to_wire(tombstone: &Tombstone) -> proto::BuriedChunk {
+    let Tombstone { id, volume, copies, tick } = *tombstone;
+    proto::BuriedChunk {
+        generation: Bytes::copy_from_slice(&id.generation.0),
+        index: id.index,
+        volume: volume.0,
+        copies: u32::from(copies),
+        tick,
+    }
+}
+
+pub fn tombstone_from_wire(chunk: &proto::BuriedChunk) -> Result<Tombstone, String> {
+    Ok(Tombstone {
+        id: chunk_id(&chunk.generation, chunk.index)?,
+        volume: VolumeId(chunk.volume),
+        copies: u8::try_from(chunk.copies).map_err(|_| "too many copies".to_owned())?,
+        tick: chunk.tick,
+    })
 }
 
 #[cfg(test)]

@@ -15,7 +15,6 @@ use std::{
 
 use bytes::Bytes;
 use cairn_placement::{ClusterMap, Generation, NodeId, VolumeId};
-use cairn_proto::v1 as proto;
 use futures::future::join_all;
 use parking_lot::Mutex;
 use tracing::{debug, info, warn};
@@ -207,8 +206,9 @@ impl Collector {
         let mut by_holder: BTreeMap<NodeId, Vec<Tombstone>> = BTreeMap::new();
         for due in due {
             let (volume, copies) = (VolumeId(due.record.volume), due.record.copies);
+            let tick = state.short_tick(due.record.buried_tick);
             for (holder, ids) in burials(map, due.generation, due.record.chunks, copies) {
-                let tombstones = ids.into_iter().map(|id| Tombstone { id, volume, copies });
+                let tombstones = ids.into_iter().map(|id| Tombstone { id, volume, copies, tick });
                 by_holder.entry(holder).or_default().extend(tombstones);
             }
         }
@@ -235,14 +235,7 @@ impl Collector {
             return self.writer.store.bury(chunks.to_vec()).await.map_err(|error| error.to_string());
         }
         let node = state.nodes.get(&holder).ok_or("it is not registered")?;
-        let wire = chunks.iter().map(|tombstone| proto::BuriedChunk {
-            generation: Bytes::copy_from_slice(&tombstone.id.generation.0),
-            index: tombstone.id.index,
-            volume: tombstone.volume.0,
-            copies: u32::from(tombstone.copies),
-        });
-        let buried = self.writer.peers.bury(node, wire.collect(), BURY_LIMIT).await;
-        buried.map_err(|error| error.to_string())
+        self.writer.peers.bury(node, chunks, BURY_LIMIT).await.map_err(|error| error.to_string())
     }
 
     async fn forget(&self, term: &Term, group: &[Due]) -> Result<(), MetaError> {

@@ -1,4 +1,5 @@
-//! Compaction's rhythm: this node's segments that are mostly garbage are emptied, one after the other, and removed.
+//! Compaction's rhythm: deletions that are old are forgotten; this node's segments that are mostly garbage are emptied, one after
+//! the other, and removed.
 //!
 //! Each look takes an emptied segment away that has rested since the look before. Between two segments there is a pause that is as
 //! long as the work was, times four: whoever reads and writes comes first. When clients' writes are refused for want of room, nobody
@@ -64,6 +65,10 @@ impl Compact {
         let clock = &self.env.clock;
         let (mut segments, mut copied) = (0u64, 0u64);
         let mut freed = self.remove().await;
+        let forgotten = self.store.forget_old_tombstones().await;
+        if forgotten > 0 {
+            info!(tombstones = forgotten, "deletions are old enough to be forgotten");
+        }
         loop {
             let began = clock.monotonic();
             match self.store.compact().await {

@@ -87,7 +87,7 @@ pub fn own_inventory(writer: &Writer, map: &ClusterMap, pg: PgId, scope: Scope) 
         id: line.id,
         volume: line.volume,
         copies: line.copies,
-        tombstone: line.tombstone,
+        buried: line.buried,
     });
     held.collect()
 }
@@ -129,6 +129,6 @@ fn held_from_wire(entry: proto::InventoryEntry) -> Option<Held> {
         id: wire::chunk_id(&entry.generation, entry.index).ok()?,
         volume: VolumeId(entry.volume),
         copies: u8::try_from(entry.copies).ok()?,
-        tombstone: entry.tombstone,
+        buried: entry.tombstone.then_some(entry.tick),
     })
 }

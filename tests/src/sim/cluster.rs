@@ -241,6 +241,7 @@ fn timings() -> Timings {
         sweep_every_ticks: 3,
         quarantine_ticks: 12,
         collect_after_ticks: 6,
+        tombstone_ticks: 14,
         compact: Some(Duration::from_secs(20)),
         ..Timings::default()
     }

@@ -47,7 +47,7 @@ impl Leftovers {
             let scope = Scope::OnDisk { max_epoch: u32::MAX };
             let lines = node.store.inventory(0, PgId(0), scope, None, usize::MAX);
             let held: BTreeSet<ChunkId> =
-                lines.iter().filter(|line| !line.tombstone).map(|line| line.id).collect();
+                lines.iter().filter(|line| line.buried.is_none()).map(|line| line.id).collect();
             let nobodys = held.iter().filter(|id| !named.contains_key(id)).copied();
             let (queued, unnamed): (Vec<_>, Vec<_>) =
                 nobodys.partition(|id| resting.contains(&id.generation));

@@ -12,6 +12,9 @@ use super::{
     env::{SimTime, env},
 };
 
+/// For how long a deletion is remembered.
+pub const TOMBSTONE_TICKS: u32 = 10;
+
 /// Numbers below this are kept ready.
 pub const IDS: u32 = 48;
 
@@ -20,9 +23,9 @@ pub fn id(number: u32) -> ChunkId {
     ChunkId { generation: Generation::mint(1, [number as u8; 12]), index: number }
 }
 
-/// Its deletion.
+/// Its deletion, as of the first minute.
 pub fn tombstone(number: u32) -> Tombstone {
-    Tombstone { id: id(number), volume: VolumeId(1), copies: 3 }
+    Tombstone { id: id(number), volume: VolumeId(1), copies: 3, tick: 1 }
 }
 
 /// The one content of an id. Sizes around sectors, pages and frames.
@@ -45,6 +48,7 @@ pub fn options() -> StoreOptions {
         segment_bytes: 300_000,
         group_bytes: 100_000,
         queue_bytes: 400_000,
+        tombstone_ticks: TOMBSTONE_TICKS,
         ..StoreOptions::new("/disk/data", [1; 16], "node-0")
     }
 }

@@ -137,7 +137,7 @@ impl Repair {
     fn to_mend(&self, map: &ClusterMap, chunk: DamagedChunk) -> Option<Held> {
         let DamagedChunk { id, volume, copies, .. } = chunk;
         let holds = map.holders(map.pg_of(&id), copies).contains(&self.writer.me);
-        holds.then_some(Held { id, volume, copies, tombstone: false })
+        holds.then_some(Held { id, volume, copies, buried: None })
     }
 
     /// Makes a damaged chunk of this disk whole: by reading it again, or from all copies.
@@ -190,8 +190,9 @@ impl Repair {
         let mut agreeing = BTreeSet::new();
         let mut differences = false;
         for groups in groups.chunks(GROUPS_A_REQUEST) {
-            let theirs = inventories::digests(&self.writer, map, peer, groups, Scope::Whole).await?;
-            let mine = inventories::own_digests(&self.writer, map, groups, Scope::Whole);
+            let scope = Scope::Whole { tombstones_since: self.writer.store.tombstones_since() };
+            let theirs = inventories::digests(&self.writer, map, peer, groups, scope).await?;
+            let mine = inventories::own_digests(&self.writer, map, groups, scope);
             let differing = plan::differing(map, self.writer.me, peer.id, groups, &mine, &theirs);
             agreeing.extend(groups.iter().copied().filter(|pg| !differing.contains(pg)));
             for pg in &differing {
@@ -204,11 +205,14 @@ impl Repair {
 
     /// Copies what this node lacks of one group from one member.
     async fn fetch_group(&self, map: &ClusterMap, peer: &NodeInfo, pg: PgId) -> Result<(), PeerError> {
-        let theirs = inventories::inventory(&self.writer, map, peer, pg, Scope::Whole).await?;
-        let mine = inventories::own_inventory(&self.writer, map, pg, Scope::Whole);
-        let steps = plan::steps(map, self.writer.me, peer.id, pg, &mine, &theirs);
-        let buried = steps.iter().filter_map(|step| match step {
-            Step::Bury(held) => Some(Tombstone { id: held.id, volume: held.volume, copies: held.copies }),
+        let theirs = inventories::inventory(&self.writer, map, peer, pg, Scope::ALL).await?;
+        let mine = inventories::own_inventory(&self.writer, map, pg, Scope::ALL);
+        let since = self.writer.store.tombstones_since();
+        let steps = plan::steps(map, (self.writer.me, peer.id), pg, &mine, &theirs, since);
+        let buried = steps.iter().filter_map(|step| match *step {
+            Step::Bury(Held { id, volume, copies, buried }) => {
+                Some(Tombstone { id, volume, copies, tick: buried.unwrap_or(0) })
+            }
             Step::Fetch(_) => None,
         });
         let buried: Vec<_> = buried.collect();

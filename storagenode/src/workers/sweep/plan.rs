@@ -31,7 +31,7 @@ pub struct Unnamed {
 impl Unnamed {
     /// Takes up what is on a disk, if it may be swept.
     pub fn found(&mut self, max_epoch: u32, line: &Held) {
-        if line.tombstone || line.id.generation.epoch() > max_epoch {
+        if line.buried.is_some() || line.id.generation.epoch() > max_epoch {
             return;
         }
         let new = Remains { volume: line.volume, copies: line.copies, chunks: 0 };
@@ -107,7 +107,7 @@ mod tests {
 
     fn held(epoch: u32, n: u8, index: u32) -> Held {
         let id = ChunkId { generation: generation(epoch, n), index };
-        Held { id, volume: VolumeId(4), copies: 3, tombstone: false }
+        Held { id, volume: VolumeId(4), copies: 3, buried: None }
     }
 
     const REMAINS: Remains = Remains { volume: VolumeId(4), copies: 3, chunks: 8 };
@@ -127,7 +127,7 @@ mod tests {
         for line in [held(3, 1, 0), held(3, 1, 7), held(3, 2, 0), held(4, 3, 0)] {
             unnamed.found(3, &line);
         }
-        unnamed.found(3, &Held { tombstone: true, ..held(2, 9, 0) });
+        unnamed.found(3, &Held { buried: Some(1), ..held(2, 9, 0) });
         unnamed.named(generation(3, 2));
         unnamed.named(generation(1, 77));
         let (left, named) = unnamed.finish();

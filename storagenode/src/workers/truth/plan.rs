@@ -151,7 +151,7 @@ impl Wanted {
     /// Strikes out what a node holds where it should be read from.
     pub fn found(&mut self, map: &ClusterMap, pg: PgId, node: NodeId, held: &[Held]) {
         let Some(wanted) = self.by_group.get_mut(&pg) else { return };
-        for line in held.iter().filter(|line| !line.tombstone) {
+        for line in held.iter().filter(|line| line.buried.is_none()) {
             if map.holders(pg, line.copies).contains(&node) {
                 wanted.remove(&line.id);
             }
@@ -218,7 +218,7 @@ mod tests {
     }
 
     fn held(id: ChunkId, tombstone: bool) -> Held {
-        Held { id, volume: VolumeId(1), copies: 2, tombstone }
+        Held { id, volume: VolumeId(1), copies: 2, buried: tombstone.then_some(1) }
     }
 
     proptest! {

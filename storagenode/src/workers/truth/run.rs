@@ -133,7 +133,7 @@ impl Truth {
             Ok(())
         })
         .await?;
-        let answers = inventories::all_digests(&self.writer, state, map, Scope::Whole).await;
+        let answers = inventories::all_digests(&self.writer, state, map, Scope::ALL).await;
         let doubtful = tally.doubtful(map, &answers);
         drop((tally, answers));
         let mut found = Found::default();
@@ -193,7 +193,7 @@ impl Truth {
                 let node = state.nodes.get(member).filter(|node| node.is_live());
                 let held = match node {
                     Some(node) => {
-                        inventories::inventory(&self.writer, map, node, *pg, Scope::Whole).await.ok()
+                        inventories::inventory(&self.writer, map, node, *pg, Scope::ALL).await.ok()
                     }
                     None => None,
                 };
