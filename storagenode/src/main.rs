@@ -199,7 +199,9 @@ fn new_token(wanted: &NewToken) -> ExitCode {
             let until = made.expires.map_or("for ever".to_owned(), |expires| format!("until {expires}"));
             match &wanted.file {
                 Some(file) => eprintln!("{} is good {until}: added to {}", wanted.name, file.display()),
-                None => eprint!("good {until}, once the nodes' CLIENT_TOKENS_FILE has this line:\n{}", made.line),
+                None => {
+                    eprint!("good {until}, once the nodes' CLIENT_TOKENS_FILE has this line:\n{}", made.line)
+                }
             }
             ExitCode::SUCCESS
         }

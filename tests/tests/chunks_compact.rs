@@ -206,17 +206,40 @@ fn marks_outlive_the_segments_that_they_were_in() {
     });
 }
 
+/// The same within one life: what the start would find is known without a start.
+#[test]
+fn a_deletion_outlives_a_record_that_it_has_just_met() {
+    let disk = SimDisk::new(64 << 20);
+    in_store(&disk, async |store| {
+        // Two large chunks, and not three, have room in a segment.
+        put(&store, [2, 21, 32, 43]).await;
+        bury(&store, [2]).await;
+        put(&store, [54, 65]).await;
+        bury(&store, [43, 54]).await;
+        bury(&store, [9_999]).await;
+        wait_until(&store, 1 + TOMBSTONE_TICKS).await;
+        assert_eq!(compact(&store).await, 1, "the second segment, with the deletion of a chunk in the first");
+        assert_eq!(store.contains(id(2)), Presence::Absent);
+        store.close().await;
+    });
+    in_store(&disk, async |store| {
+        assert_eq!(store.contains(id(2)), Presence::Buried);
+        assert_eq!(is_whole(&store, 21).await, Ok(true));
+    });
+}
+
 /// A segment whose removal did not become durable comes back with the power, and what it marks may be long gone.
 #[test]
 fn a_removal_that_was_not_synced_raises_no_alarm() {
     for seed in 0..20 {
         let disk = SimDisk::new(64 << 20);
-        for number in [2, 3, 4] {
+        for number in [5, 2, 3, 4] {
             in_store(&disk, async |store| put(&store, [number]).await);
             // Killed: each life marks the segment of the one before.
             disk.kill();
         }
-        for gone in [vec![2], vec![3, 4]] {
+        // The second life's goes first; then the third life's, which has a mark of it, and the first life's.
+        for gone in [vec![2], vec![3, 5]] {
             in_store(&disk, async |store| {
                 bury(&store, gone.iter().copied()).await;
                 store.close().await;

@@ -19,9 +19,7 @@ use cairn_placement::PgId;
 use cairn_tests::sim::{
     disk::{Fault, Operation, SimDisk},
     env::{SimTime, env},
-    store::{
-        IDS, TOMBSTONE_TICKS, chunk, id, in_store, is_whole, open_store, options, segments, tombstone,
-    },
+    store::{IDS, TOMBSTONE_TICKS, chunk, id, in_store, is_whole, open_store, options, segments, tombstone},
 };
 use futures::future::join_all;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
@@ -97,6 +95,8 @@ struct History {
     opens: u64,
     /// The coordinator's minutes.
     tick: u32,
+    /// In this round the minutes go on so far that its own deletions get old.
+    jumps: bool,
     /// Deletions that were no longer remembered at a start.
     forgotten: u64,
     /// Segments that were emptied, and bytes of segments that were removed.
@@ -113,6 +113,7 @@ impl History {
             promises: HashMap::new(),
             opens: 0,
             tick: 1,
+            jumps: false,
             forgotten: 0,
             emptied: 0,
             freed: 0,
@@ -135,11 +136,12 @@ impl History {
             let _ = SimTime::default().runtime().block_on(self.open());
             self.disk.crash(&mut self.random);
         }
-        let answers = SimTime::default().runtime().block_on(async {
+        let (answers, tick) = SimTime::default().runtime().block_on(async {
             let store = self.open().await.map_err(|error| format!("does not open: {error}"))?;
             self.check(&store).await?;
             self.tick += *[0, 1, 4, 6, 12].choose(&mut self.random).expect("not empty");
             store.saw(Sighting { tick: self.tick.into(), ..Sighting::default() });
+            self.jumps = self.random.random_bool(0.3);
             if matches!(end, End::PowerCut | End::KillAtChange) {
                 self.disk.cut_power_after(self.random.random_range(0..120));
             }
@@ -148,12 +150,14 @@ impl History {
             }
             let patience = if end == End::Kill { self.random.random_range(1..400) } else { usize::MAX };
             let answers = self.requests(&store, patience).await;
+            let tick = self.tick;
+            self.tick += if self.jumps { TOMBSTONE_TICKS } else { 0 };
             if end == End::Close {
                 store.close().await;
             }
-            Ok::<_, String>(answers)
+            Ok::<_, String>((answers, tick))
         })?;
-        self.note(answers)?;
+        self.note(answers, tick)?;
         if matches!(end, End::Kill | End::KillAtChange) {
             self.disk.kill();
         } else {
@@ -214,6 +218,7 @@ impl History {
                 Request::Read(_) | Request::Compact(_) => {}
             }
             let (delay, tick) = (self.random.random_range(0..60), self.tick);
+            let later = if self.jumps { tick + TOMBSTONE_TICKS } else { tick };
             let (store, answers) = (store.clone(), answers.clone());
             tasks.push(async move {
                 for _ in 0..delay {
@@ -232,6 +237,7 @@ impl History {
                     }
                     Request::Read(n) => note(Answer::Read(n, is_whole(&store, n).await)),
                     Request::Compact(remove) => {
+                        store.saw(Sighting { tick: later.into(), ..Sighting::default() });
                         store.forget_old_tombstones().await;
                         let compaction = store.compact().await;
                         let rest = if remove { Duration::ZERO } else { Duration::MAX };
@@ -250,10 +256,11 @@ impl History {
     fn promise_put(&mut self, n: u32) {
         let promise = self.promises.entry(n).or_default();
         promise.put_tried = true;
-        promise.put_again |= promise.is_old(self.tick);
+        promise.put_again |= self.jumps || promise.is_old(self.tick);
     }
 
-    fn note(&mut self, answers: Vec<Answer>) -> Result<(), String> {
+    /// Deletions that were acknowledged have this tick.
+    fn note(&mut self, answers: Vec<Answer>, tick: u32) -> Result<(), String> {
         for answer in answers {
             match answer {
                 Answer::Compacted(compaction, freed) => {
@@ -266,8 +273,9 @@ impl History {
                 Answer::Bury(n, m, Ok(())) => {
                     for n in [n, m] {
                         let promise = self.promises.entry(n).or_default();
-                        (promise.buried, promise.put_again) = (true, false);
-                        promise.acknowledged_bury = Some(self.tick);
+                        promise.buried = true;
+                        promise.put_again &= self.jumps;
+                        promise.acknowledged_bury = Some(tick);
                     }
                 }
                 Answer::Bury(_, _, Err(PutError::Failed(_) | PutError::Closed)) => {}

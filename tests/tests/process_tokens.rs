@@ -43,13 +43,17 @@ async fn a_new_token_opens_the_door_until_it_expires() {
     };
     let (long, short) = (make("jobs", "90d"), make("visitor", "1s"));
     until("the new token is known", async || said(&answer(&cluster, &long), "\"volumes\"")).await;
-    until("the other one has expired", async || said(&answer(&cluster, &short), "\\\"visitor\\\" expired at")).await;
+    until("the other one has expired", async || {
+        said(&answer(&cluster, &short), "\\\"visitor\\\" expired at")
+    })
+    .await;
 
     let stored = std::fs::read_to_string(&file).unwrap();
     assert!(!stored.contains(&long) && !stored.contains(&short), "only digests are stored: {stored}");
     assert!(stored.starts_with("default "), "what was there stays: {stored}");
 
-    let left: String = stored.lines().filter(|line| !line.starts_with("jobs")).map(|line| format!("{line}\n")).collect();
+    let left: String =
+        stored.lines().filter(|line| !line.starts_with("jobs")).map(|line| format!("{line}\n")).collect();
     std::fs::write(&file, left).unwrap();
     until("the token was taken back", async || said(&answer(&cluster, &long), "not known here")).await;
 }

@@ -24,8 +24,8 @@ fn bodies() -> impl Strategy<Value = Body> {
             frame_crcs: (0..frame_count(plain_length)).map(|n| n ^ volume).collect(),
         })
     });
-    let tombstone = (ids(), any::<u32>(), any::<u8>(), any::<u32>())
-        .prop_map(|(id, volume, copies, tick)| {
+    let tombstone =
+        (ids(), any::<u32>(), any::<u8>(), any::<u32>()).prop_map(|(id, volume, copies, tick)| {
             Body::Tombstone(Tombstone { id, volume: VolumeId(volume), copies, tick })
         });
     let mark = (segments(), any::<u64>()).prop_map(|(segment, end)| Body::Mark { segment, end });

@@ -321,7 +321,8 @@ impl Index {
     pub fn summarize(&self, pg_bits: u8, pg: PgId, scope: Scope) -> Vec<CopySummary> {
         let mut by_copies: Vec<CopySummary> = Vec::new();
         let whole = self.entries.range(keys(pg_bits, pg)).map(|(key, known)| (*key, *known));
-        let wanted = |((_, id), known): &((u64, ChunkId), Known)| scope.has(id.generation) && scope.wants(known);
+        let wanted =
+            |((_, id), known): &((u64, ChunkId), Known)| scope.has(id.generation) && scope.wants(known);
         for ((hash, _), known) in whole.chain(self.damaged_in(pg_bits, pg, scope)).filter(wanted) {
             let copies = match known {
                 Known::Present(entry) | Known::Damaged(entry) => entry.copies,
@@ -435,7 +436,10 @@ mod tests {
         index.insert(id(1), entry(3, 0)).unwrap();
         assert_eq!(index.bury(tombstone(1, 3)), Some(entry(3, 0)));
         assert_eq!(index.bury(tombstone(1, 3)), None);
-        assert_eq!(index.insert(id(1), entry(3, 1)), Err(Known::Buried { volume: VolumeId(1), copies: 3, tick: 7 }));
+        assert_eq!(
+            index.insert(id(1), entry(3, 1)),
+            Err(Known::Buried { volume: VolumeId(1), copies: 3, tick: 7 })
+        );
         assert_eq!((index.chunks(), index.tombstones()), (0, 1));
         assert!(!index.set_apart(id(1), entry(3, 0).place));
     }

@@ -211,9 +211,7 @@ impl ChunkStore {
         chunks.dedup_by_key(|chunk| chunk.id);
         {
             let index = self.inner.index.read();
-            let is_news = |chunk: &Tombstone| {
-                !matches!(index.get(chunk.id), Some(Known::Buried { tick, .. }) if tick >= chunk.tick)
-            };
+            let is_news = |chunk: &Tombstone| !matches!(index.get(chunk.id), Some(Known::Buried { tick, .. }) if tick >= chunk.tick);
             chunks.retain(is_news);
         }
         for tombstones in chunks.chunks(BURY_BATCH) {

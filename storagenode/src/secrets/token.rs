@@ -42,11 +42,15 @@ pub struct MadeToken {
 pub enum NewTokenError {
     #[error("{0:?} is no name for a token: use up to 253 of A-Z a-z 0-9 . _ @ : / -")]
     Name(String),
-    #[error("--expires {given:?} {problem}: give a span such as 90d or 12h, a day such as 2027-06-30, a moment such as 2027-06-30T18:00:00Z, or never")]
+    #[error(
+        "--expires {given:?} {problem}: give a span such as 90d or 12h, a day such as 2027-06-30, a moment such as 2027-06-30T18:00:00Z, or never"
+    )]
     Expires { given: String, problem: &'static str },
     #[error("{path:?} has a token named {name:?} already: remove its line first, or choose another name")]
     Taken { path: PathBuf, name: String },
-    #[error("{path:?}: {error}; give the file that the nodes have as CLIENT_TOKENS_FILE, which this user must be allowed to change")]
+    #[error(
+        "{path:?}: {error}; give the file that the nodes have as CLIENT_TOKENS_FILE, which this user must be allowed to change"
+    )]
     Io { path: PathBuf, error: io::Error },
     #[error("{path:?} is over 1 MiB, more than nodes read: remove tokens that have expired")]
     TooLong { path: PathBuf },

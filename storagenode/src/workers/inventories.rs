@@ -83,12 +83,8 @@ pub async fn all_digests(
 /// Everything that this node holds of one group.
 pub fn own_inventory(writer: &Writer, map: &ClusterMap, pg: PgId, scope: Scope) -> Vec<Held> {
     let lines = writer.store.inventory(map.pg_bits, pg, scope, None, usize::MAX).into_iter();
-    let held = lines.map(|line| Held {
-        id: line.id,
-        volume: line.volume,
-        copies: line.copies,
-        buried: line.buried,
-    });
+    let held =
+        lines.map(|line| Held { id: line.id, volume: line.volume, copies: line.copies, buried: line.buried });
     held.collect()
 }
 

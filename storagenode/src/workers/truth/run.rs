@@ -192,9 +192,7 @@ impl Truth {
                 }
                 let node = state.nodes.get(member).filter(|node| node.is_live());
                 let held = match node {
-                    Some(node) => {
-                        inventories::inventory(&self.writer, map, node, *pg, Scope::ALL).await.ok()
-                    }
+                    Some(node) => inventories::inventory(&self.writer, map, node, *pg, Scope::ALL).await.ok(),
                     None => None,
                 };
                 match held {
