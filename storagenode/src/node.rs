@@ -61,6 +61,16 @@ pub struct NodeOptions {
     pub budgets: Budgets,
 }
 
+impl NodeOptions {
+    fn gateway_limits(&self) -> GatewayLimits {
+        let rest = u32::try_from(self.timings.collect_after_ticks).unwrap_or(u32::MAX);
+        GatewayLimits {
+            budget_bytes: self.budgets.gateway_bytes,
+            rest: self.timings.tick.saturating_mul(rest),
+        }
+    }
+}
+
 /// Waits and rhythms; tests make them shorter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timings {
@@ -188,10 +198,7 @@ impl Node {
             (writer.clone(), reader.clone()),
             options.kek.clone(),
             &options.name,
-            GatewayLimits {
-                budget_bytes: options.budgets.gateway_bytes,
-                rest: options.timings.tick * options.timings.collect_after_ticks as u32,
-            },
+            options.gateway_limits(),
         );
         let pins = gateway.pins();
         let me = Me { cluster_id: record_id, node: options.name.clone(), incarnation: identity.incarnation };

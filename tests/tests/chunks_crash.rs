@@ -311,7 +311,11 @@ impl History {
                 },
                 Presence::Buried if !promise.bury_tried => return Err(format!("{n} was never buried")),
                 Presence::Buried => promise.buried = true,
-                Presence::Absent if is_old => self.forgotten += 1,
+                Presence::Absent if is_old => {
+                    self.forgotten += 1;
+                    // What was put again is another matter: perhaps it is torn.
+                    promise.stored = false;
+                }
                 Presence::Absent if promise.buried => return Err(format!("the tombstone of {n} is lost")),
                 Presence::Absent if promise.stored => {
                     return Err(format!("{n} was acknowledged and is lost"));

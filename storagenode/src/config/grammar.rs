@@ -130,6 +130,33 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting("LOG_FORMAT", "FORMAT", Some("text"), "text or json"),
 ];
 
+/// What concerns clients' tokens.
+fn token() -> clap::Command {
+    let new_token = clap::Command::new("new")
+        .about("Makes a token, adds its SHA-256 to CLIENT_TOKENS_FILE, and prints the token: it is stored nowhere")
+        .after_help(
+            "Nodes look at the file every few seconds: no restart is needed. To take a token back, remove its line.\n\
+             Without CLIENT_TOKENS_FILE, the line is printed instead, to be added to the nodes' file by hand.",
+        )
+        .args([
+            clap::Arg::new("name").value_name("NAME").required(true).help("Whose it is; shown in logs"),
+            clap::Arg::new("expires")
+                .long("expires")
+                .value_name("WHEN")
+                .required(true)
+                .help("90d, 12h, 2027-06-30, 2027-06-30T18:00:00Z, or never"),
+            clap::Arg::new("client-tokens-file")
+                .long("client-tokens-file")
+                .value_name("FILE")
+                .help("The nodes' file of tokens [default: CLIENT_TOKENS_FILE of the environment or .env]"),
+        ]);
+    clap::Command::new("token")
+        .about("Clients' tokens")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(new_token)
+}
+
 /// The command line's grammar, for help and parsing.
 pub fn grammar() -> clap::Command {
     let settings = SETTINGS.iter().map(|setting| {
@@ -187,29 +214,6 @@ pub fn grammar() -> clap::Command {
                 .value_name("FOLDER")
                 .help("The node's folder [default: DATA_DIR of the environment or .env, else /data]"),
         );
-    let new_token = clap::Command::new("new")
-        .about("Makes a token, adds its SHA-256 to CLIENT_TOKENS_FILE, and prints the token: it is stored nowhere")
-        .after_help(
-            "Nodes look at the file every few seconds: no restart is needed. To take a token back, remove its line.\n\
-             Without CLIENT_TOKENS_FILE, the line is printed instead, to be added to the nodes' file by hand.",
-        )
-        .args([
-            clap::Arg::new("name").value_name("NAME").required(true).help("Whose it is; shown in logs"),
-            clap::Arg::new("expires")
-                .long("expires")
-                .value_name("WHEN")
-                .required(true)
-                .help("90d, 12h, 2027-06-30, 2027-06-30T18:00:00Z, or never"),
-            clap::Arg::new("client-tokens-file")
-                .long("client-tokens-file")
-                .value_name("FILE")
-                .help("The nodes' file of tokens [default: CLIENT_TOKENS_FILE of the environment or .env]"),
-        ]);
-    let token = clap::Command::new("token")
-        .about("Clients' tokens")
-        .subcommand_required(true)
-        .arg_required_else_help(true)
-        .subcommand(new_token);
     clap::Command::new("cairn-node")
         .version(env!("CARGO_PKG_VERSION"))
         .about("A storage node of Cairn. Without a command, it runs the node.")
@@ -220,5 +224,5 @@ pub fn grammar() -> clap::Command {
         .subcommand(init)
         .subcommand(recover)
         .subcommand(verify)
-        .subcommand(token)
+        .subcommand(token())
 }
