@@ -228,6 +228,51 @@ fn a_deletion_outlives_a_record_that_it_has_just_met() {
     });
 }
 
+/// Whatever the disk fails to read meanwhile, the next start has every chunk whole: a copy that was found bad is not preferred to
+/// what it was copied from.
+#[test]
+fn a_copy_that_was_rejected_does_not_count() {
+    let mut rejected = 0;
+    for after in 0..60 {
+        let disk = SimDisk::new(64 << 20);
+        // Of several pages each.
+        let (kept, gone): (Vec<u32>, Vec<u32>) =
+            (0..).filter(|n| n % 11 == 7).take(9).partition(|n| *n % 3 == 0);
+        in_store(&disk, async |store| {
+            put(&store, kept.iter().chain(&gone).copied()).await;
+            bury(&store, gone.iter().copied()).await;
+            store.close().await;
+        });
+        let set_apart = in_store_with(&disk, async |store| {
+            let (operation, path) = (Operation::Read, ".seg".into());
+            disk.fail(Fault { operation, path, after, times: 1, os_error: libc::EIO });
+            rejected += usize::from(store.compact().await == Compaction::Refused);
+            // And once more, which succeeds: into the same segment.
+            store.remove_emptied(Duration::ZERO).await;
+            compact(&store).await;
+            put(&store, [1_000 * 11]).await;
+            let set_apart = store.counters().corrupt_chunks > 0;
+            store.close().await;
+            set_apart
+        });
+        disk.kill();
+        in_store(&disk, async |store| {
+            assert_eq!(store.recovery().corrupt, [], "after {after} reads");
+            for n in kept.iter().filter(|_| !set_apart) {
+                assert_eq!(is_whole(&store, *n).await, Ok(true), "{n}, after {after} reads");
+            }
+        });
+    }
+    assert!(rejected > 3, "only {rejected} were rejected");
+}
+
+/// As `in_store`, and gives what the work gives.
+fn in_store_with<T>(disk: &SimDisk, work: impl AsyncFnOnce(ChunkStore) -> T) -> T {
+    let mut result = None;
+    in_store(disk, async |store| result = Some(work(store).await));
+    result.expect("the work was done")
+}
+
 /// A segment whose removal did not become durable comes back with the power, and what it marks may be long gone.
 #[test]
 fn a_removal_that_was_not_synced_raises_no_alarm() {

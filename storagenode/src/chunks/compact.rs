@@ -21,7 +21,7 @@
 //! A segment with a damaged place in it, or with a chunk that is set apart, stays: perhaps nobody has more of it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -30,7 +30,7 @@ use cairn_placement::ChunkId;
 use tokio::sync::oneshot;
 
 use super::{
-    Purpose, PutError,
+    Presence, Purpose, PutError,
     format::{Body, Record, SegmentId},
     group::{Command, CopiedRecord, Copy, MARK_BYTES},
     hole::hole,
@@ -39,7 +39,7 @@ use super::{
     recover::read_through,
     removed,
     scan::Found,
-    segment::Ended,
+    segment::{Ended, short_hash},
     store::{ChunkStore, Inner, record_length},
 };
 
@@ -60,7 +60,7 @@ pub enum Compaction {
     Nothing,
     /// What was wanted of a segment was copied; it rests now.
     Emptied { copied_bytes: u64 },
-    /// Something about the segment forbids it.
+    /// Something about a segment forbids it, now or until the next start. Another one may do.
     Refused,
 }
 
@@ -79,6 +79,8 @@ pub struct Compacting {
     resting: BTreeMap<u32, Duration>,
     /// Segments that stay as they are, until the next start.
     refused: std::collections::BTreeSet<u32>,
+    /// Segments that could not be emptied when that was tried; tried again after the next removal.
+    deferred: std::collections::BTreeSet<u32>,
 }
 
 /// Why a segment could not be emptied now.
@@ -138,7 +140,8 @@ impl ChunkStore {
             }
             Err(Stopped::Later(reason)) => {
                 tracing::debug!(segment = %id, reason, "could not be emptied now");
-                Compaction::Nothing
+                compacting.deferred.insert(segment.slot);
+                Compaction::Refused
             }
         }
     }
@@ -146,6 +149,7 @@ impl ChunkStore {
     /// Removes the segments that were emptied so long ago; gives how many bytes they took.
     pub async fn remove_emptied(&self, rest: Duration) -> u64 {
         let mut compacting = self.inner.compacting.lock().await;
+        compacting.deferred.clear();
         let now = self.inner.env.clock.monotonic();
         let due = |(slot, since): (&u32, &Duration)| (now.saturating_sub(*since) >= rest).then_some(*slot);
         let due: Vec<u32> = compacting.resting.iter().filter_map(due).collect();
@@ -168,6 +172,7 @@ impl ChunkStore {
                 removed::note(&*inner.env.disk, &inner.table, slot)?;
                 let bytes = inner.table.remove(slot)?;
                 inner.space.freed(bytes);
+                inner.table.sync_removals()?;
                 if let Ok(disk) = inner.env.disk.space(inner.table.folder()) {
                     inner.space.look(disk);
                 }
@@ -181,8 +186,8 @@ impl ChunkStore {
                 }
                 Err(error) => {
                     let segment = self.inner.table.id(slot);
-                    tracing::warn!(%segment, %error, "an emptied segment could not be removed; tried again after the next start");
-                    compacting.refused.insert(slot);
+                    tracing::warn!(%segment, %error, "an emptied segment could not be removed; tried again later");
+                    compacting.resting.insert(slot, now);
                 }
             }
         }
@@ -193,7 +198,9 @@ impl ChunkStore {
     async fn worst(&self, compacting: &Compacting) -> Option<Ended> {
         let live = self.live().await;
         let ended = self.inner.table.all_ended(self.inner.old_tombstones());
-        let free = |slot: u32| !compacting.resting.contains_key(&slot) && !compacting.refused.contains(&slot);
+        let Compacting { resting, refused, deferred } = compacting;
+        let free =
+            |slot: u32| !resting.contains_key(&slot) && !refused.contains(&slot) && !deferred.contains(&slot);
         let small = self.inner.segment_bytes() / SMALL_PART;
         let rested = || ended.iter().filter(|segment| free(segment.slot));
         let many_small = rested().filter(|segment| segment.used < small).count() > SMALL_SEGMENTS;
@@ -226,10 +233,17 @@ impl ChunkStore {
     async fn empty(&self, segment: Ended) -> Result<u64, Stopped> {
         let found = self.records_of(segment).await?;
         let (mut batch, mut copied) = (Batch::default(), 0);
-        let needed = self.needed_tombstones(segment.slot, &found);
+        let needed = self.needed_tombstones(segment.slot, &found).await;
+        let dead = self.inner.table.dead_of(segment.slot);
         self.marks_to_keep(segment.slot, &found).into_iter().for_each(|record| batch.push(record));
         for Found { offset, record, .. } in found {
-            match record.body {
+            match &record.body {
+                Body::Put(header) if self.is_unknown(header.id, Place::new(segment.slot, offset), &dead) => {
+                    return Err(Stopped::Refuse(format!(
+                        "chunk {} in it was not read at the start",
+                        header.id
+                    )));
+                }
                 Body::Put(_) => self.take(segment.slot, offset, record, &mut batch).await?,
                 Body::Tombstone(tombstone) => {
                     if self.inner.wants(&tombstone, &needed) {
@@ -274,6 +288,16 @@ impl ChunkStore {
             return Err(Stopped::Refuse("it is damaged".into()));
         }
         Ok(scan.found)
+    }
+
+    /// Whether a record is one that the start could not read: the next one may. It is neither where the index has its chunk nor
+    /// among those that do not count any more.
+    fn is_unknown(&self, id: ChunkId, place: Place, dead: &HashSet<u32>) -> bool {
+        let is_known = self.inner.index.read().get(id).and_then(|known| known.place()) == Some(place);
+        // It may have died since.
+        !is_known
+            && !dead.contains(&short_hash(id))
+            && !self.inner.table.dead_of(place.slot).contains(&short_hash(id))
     }
 
     /// The marks of segments that are there, each once, with the furthest end.
@@ -334,27 +358,34 @@ impl ChunkStore {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Copy(Copy { records, admitted, reply })).await?;
         let places = answer.await.map_err(|_| PutError::Closed)??;
+        let mut unsound = None;
+        // To the last one: what became of each copy is known afterwards.
         for Moving { id, from, record } in moving {
             let to = Entry { place: places[record], ..from };
             let inner = self.inner.clone();
             let verified = self.inner.env.blocking(move || verify_on_device(&inner.table, id, &to)).await;
             if let Err(fault) = verified {
-                self.inner.bury_copy(id, &to);
-                return Err(Stopped::Later(format!("the copy of chunk {id} is not sound: {fault}")));
+                self.inner.reject_copy(id, &to);
+                unsound = Some(format!("the copy of chunk {id} is not sound: {fault}"));
+                continue;
             }
-            match self.inner.index.write().relocate(id, from.place, to.place) {
+            let relocated = self.inner.index.write().relocate(id, from.place, to.place);
+            match relocated {
                 true => self.inner.table.died(from.place.slot, id),
-                false => self.inner.bury_copy(id, &to),
+                false => self.inner.reject_copy(id, &to),
             }
         }
-        Ok(())
+        unsound.map_or(Ok(()), |reason| Err(Stopped::Later(reason)))
     }
 }
 
 impl Inner {
-    /// A copy that nobody wants: its space is given back when its group is known to be durable.
-    fn bury_copy(self: &Arc<Self>, id: ChunkId, copy: &Entry) {
+    /// A copy that does not count. Its content is given back only if its chunk was deleted, once its group is known to be durable:
+    /// else a start that finds it would have a header without content, and take it for damage.
+    fn reject_copy(self: &Arc<Self>, id: ChunkId, copy: &Entry) {
         self.table.died(copy.place.slot, id);
-        self.dead_copies.lock().extend(hole(copy));
+        if self.index.read().presence(id) == Presence::Buried {
+            self.dead_copies.lock().extend(hole(copy));
+        }
     }
 }

@@ -45,12 +45,17 @@ impl ChunkStore {
     }
 
     /// Of a segment's tombstones, those that keep a record in another segment from counting: short hashes of their chunks.
-    pub(super) fn needed_tombstones(&self, slot: u32, found: &[Found]) -> HashSet<u32> {
+    pub(super) async fn needed_tombstones(&self, slot: u32, found: &[Found]) -> HashSet<u32> {
         let hashes = found.iter().filter_map(|found| match &found.record.body {
             Body::Tombstone(tombstone) => Some(short_hash(tombstone.id)),
             _ => None,
         });
-        self.inner.table.dead_elsewhere(slot, &hashes.collect())
+        let hashes: HashSet<u32> = hashes.collect();
+        if hashes.is_empty() {
+            return hashes;
+        }
+        let inner = self.inner.clone();
+        self.inner.env.blocking(move || inner.table.dead_elsewhere(slot, &hashes)).await
     }
 }
 

@@ -343,7 +343,7 @@ fn apply(table: &SegmentTable, slot: u32, found: Found, condition: Condition, re
 
 /// Whether a record counts instead of what is known of its chunk. Of two that can be trusted, and of two that cannot, the later
 /// one. If only the later one cannot, the earlier one is read: its frames may have been given back when it was replaced, and
-/// then its header alone says nothing.
+/// then its header alone says nothing. Of a record and its copy, both are: a copy that was found bad stays where it is.
 fn wins(
     table: &SegmentTable,
     (sequence, entry): (Sequence, &Entry),
@@ -363,6 +363,9 @@ fn wins(
             old_sequence.is_some_and(|old| old < sequence) || verify_on_device(table, id, entry).is_ok()
         }
         (false, true) => is_later && verify_on_device(table, id, &old).is_err(),
+        (true, true) if old_sequence == Some(sequence) => {
+            verify_on_device(table, id, &old).is_err() && verify_on_device(table, id, entry).is_ok()
+        }
         (true, true) | (false, false) => is_later,
     }
 }

@@ -129,6 +129,11 @@ impl SegmentTable {
         self.state.lock().slots[slot as usize].dead.push(short_hash(id));
     }
 
+    /// Short hashes of the chunks of which a segment has a record that does not count.
+    pub fn dead_of(&self, slot: u32) -> HashSet<u32> {
+        self.state.lock().slots[slot as usize].dead.iter().copied().collect()
+    }
+
     /// Of some chunks' short hashes, those of which another segment has a record that does not count.
     pub fn dead_elsewhere(&self, slot: u32, wanted: &HashSet<u32>) -> HashSet<u32> {
         let state = self.state.lock();
@@ -189,23 +194,27 @@ impl SegmentTable {
         self.state.lock().slots.iter().any(|slot| slot.id == id && !slot.removed)
     }
 
-    /// Removes a segment's file; gives how many bytes it took. Blocks.
+    /// Removes a segment's file, if that has not been done; gives how many bytes it took. Blocks.
     pub fn remove(&self, slot: u32) -> io::Result<u64> {
-        let id = self.id(slot);
-        self.disk.remove(&self.path(id))?;
-        let used = {
-            let mut state = self.state.lock();
-            state.open.remove(&slot);
-            let slot = &mut state.slots[slot as usize];
-            slot.removed = true;
-            std::mem::take(&mut slot.used)
-        };
+        if self.is_removed(slot) {
+            return Ok(0);
+        }
+        self.disk.remove(&self.path(self.id(slot)))?;
+        let mut state = self.state.lock();
+        state.open.remove(&slot);
+        let slot = &mut state.slots[slot as usize];
+        slot.removed = true;
+        Ok(std::mem::take(&mut slot.used))
+    }
+
+    /// Makes removals durable. Blocks.
+    pub fn sync_removals(&self) -> io::Result<()> {
         self.disk.sync_folder(&self.folder)?;
         // Not before: the power could bring the file back, and those of which an earlier sync failed.
         for gone in self.state.lock().slots.iter_mut().filter(|slot| slot.removed) {
             (gone.dead, gone.marks) = (Vec::new(), BTreeSet::new());
         }
-        Ok(used)
+        Ok(())
     }
 
     /// What a record there must carry in its checksum.
@@ -250,7 +259,11 @@ impl SegmentTable {
             known.id
         };
         let file = self.disk.open(&self.path(id), OpenMode::ReadWrite)?;
-        self.state.lock().keep(slot, file.clone());
+        let mut state = self.state.lock();
+        // Kept open, a file that was removed meanwhile would keep its space.
+        if !state.slots[slot as usize].removed {
+            state.keep(slot, file.clone());
+        }
         Ok(file)
     }
 

@@ -378,6 +378,7 @@ impl Writer {
                 for Hole { slot, offset, length } in holes {
                     let punched = store.table.file(slot).and_then(|file| file.punch_hole(offset, length));
                     match punched {
+                        Ok(()) if store.table.is_removed(slot) => {}
                         Ok(()) => {
                             store.space.freed(length);
                             store.table.freed(slot, length);
