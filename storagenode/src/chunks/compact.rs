@@ -246,7 +246,7 @@ impl ChunkStore {
                 }
                 Body::Put(_) => self.take(segment.slot, offset, record, &mut batch).await?,
                 Body::Tombstone(tombstone) => {
-                    if self.inner.wants(&tombstone, &needed) {
+                    if self.inner.wants(tombstone, &needed) {
                         let Record { sequence, body, .. } = record;
                         batch.push(CopiedRecord { sequence, body, frames: Vec::new() });
                     }
