@@ -19,6 +19,7 @@ pub mod replication;
 pub mod run;
 pub mod secrets;
 pub mod tls;
+pub mod warnings;
 pub mod workers;
 
 /// The wire types, for programs that serve beside a node.

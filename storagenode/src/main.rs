@@ -198,7 +198,12 @@ fn new_token(wanted: &NewToken) -> ExitCode {
             println!("{}", made.token);
             let until = made.expires.map_or("for ever".to_owned(), |expires| format!("until {expires}"));
             match &wanted.file {
-                Some(file) => eprintln!("{} is good {until}: added to {}", wanted.name, file.display()),
+                Some(file) => {
+                    if let Some(complaint) = &made.complaint {
+                        eprintln!("warning: {}: nodes pass over {complaint}", file.display());
+                    }
+                    eprintln!("{} is good {until}: added to {}", wanted.name, file.display());
+                }
                 None => {
                     eprint!("good {until}, once the nodes' CLIENT_TOKENS_FILE has this line:\n{}", made.line)
                 }

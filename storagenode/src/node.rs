@@ -15,7 +15,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
 use crate::{
-    api::peer::{Me, PeerService},
+    api::peer::{Me, OwnState, PeerService},
     chunks::{ChunkStore, Identity, Kek, OpenError, StoreOptions, UnwrapError},
     cluster::{
         View,
@@ -27,6 +27,7 @@ use crate::{
     meta::{MetaError, RangeRead, SharedMeta, keys},
     metrics::Metrics,
     replication::{peers::Peers, read::Reader, write::Writer},
+    warnings::Warnings,
     workers::{
         Repair, collect::Collector, remove::Remover, repair::RepairOptions, sweep::Sweep, truth::Truth,
     },
@@ -165,7 +166,12 @@ pub struct Node {
 
 impl Node {
     /// Starts everything but the servers.
-    pub async fn start(env: Env, options: NodeOptions, meta: SharedMeta) -> Result<Self, StartError> {
+    pub async fn start(
+        env: Env,
+        options: NodeOptions,
+        meta: SharedMeta,
+        warnings: Warnings,
+    ) -> Result<Self, StartError> {
         let metrics = Arc::new(Metrics::default());
         let meta: SharedMeta = Arc::new(measure::CountedMeta { inner: meta, metrics: metrics.clone() });
         let Joined { record_id, store, identity, registration, id } = join(&env, &options, &meta).await?;
@@ -201,8 +207,9 @@ impl Node {
             options.gateway_limits(),
         );
         let pins = gateway.pins();
+        let own = OwnState { repair: repair.clone(), store: store.clone(), warnings };
         let me = Me { cluster_id: record_id, node: options.name.clone(), incarnation: identity.incarnation };
-        let peer = PeerService::new(env.clone(), store.clone(), view.clone(), repair.clone(), me);
+        let peer = PeerService::new(env.clone(), view.clone(), own.clone(), me);
         let cluster = status::ClusterStatus {
             env: env.clone(),
             meta: meta.clone(),
@@ -210,7 +217,7 @@ impl Node {
             cluster_id: record_id,
             me: options.name.clone(),
             writer: writer.clone(),
-            repair: repair.clone(),
+            own,
         };
         let node = Self {
             env,

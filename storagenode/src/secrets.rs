@@ -32,6 +32,7 @@ use sha2::{Digest, Sha256};
 use crate::env::{Clock, Random};
 
 pub mod token;
+pub mod token_file;
 
 /// Days that certificates are good for: ten years, because nothing renews them here.
 const VALID_DAYS: i64 = 3_650;

@@ -200,12 +200,50 @@ async fn failures_have_their_exit_code_and_say_what_to_do() {
         assert!(usage.stderr.contains(word), "{usage:?}");
     }
     desk.fails(&["rm", "files/a/"], 2, "INVALID_ARGUMENT");
+    desk.cairn(&["put", &here, "files/folder/"]);
+    desk.fails(&["rm", "files/folder"], 3, "FILE_NOT_FOUND");
+    let folder = desk.run(&["rm", "files/folder"], b"").stderr;
+    assert!(folder.contains("files below it") && folder.contains("--recursive"), "{folder}");
     let partial = desk.run(&["rm", "files/nothing", "files/here.txt"], b"");
     assert_eq!(partial.code, Some(7), "{partial:?}");
     assert!(partial.stderr.contains("files/nothing: "), "{partial:?}");
     assert!(!desk.cairn(&["ls", "files"]).contains("here.txt"), "the others are done");
     desk.cluster.kill(0);
     desk.fails(&["ls", "files", "--timeout", "1s"], 6, "UNAVAILABLE");
+}
+
+/// The exit code of a program that nobody listens to.
+fn unheard(desk: &Desk, arguments: &[&str]) -> Option<i32> {
+    let mut command = Command::new(programs::built("cairn"));
+    command.args(arguments).env_clear().env("HOME", desk.folder.path()).current_dir(desk.folder.path());
+    let nobody = || std::io::pipe().unwrap().1;
+    command.stdin(Stdio::null()).stdout(nobody()).stderr(nobody());
+    command.status().unwrap().code()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_that_nobody_reads_change_nothing() {
+    let desk = Desk::new().await;
+    desk.make_context("one");
+    desk.cairn(&["mkvol", "files"]);
+    let here = desk.write("in/here.txt", b"content").parent().unwrap().display().to_string();
+    desk.cairn(&["put", &here, "files/docs"]);
+    // A folder where a file is in the way: each of its files fails, and is named.
+    for name in ["file", "in.the.way"] {
+        desk.write(name, b"mine");
+    }
+    for json in [&[][..], &["--output", "json"]] {
+        let code = |arguments: &[&str]| unheard(&desk, &[arguments, json].concat());
+        assert_eq!(code(&["get", "files/docs", "file"]), Some(7));
+        assert_eq!(code(&["get", "files/nothing"]), Some(3));
+        assert_eq!(code(&["rm", "files/nothing", "files/none"]), Some(7));
+        assert_eq!(code(&["put", "--frobnicate"]), Some(2));
+        assert_eq!(
+            code(&["ls", "files", "--recursive"]),
+            Some(1),
+            "it ends: the rest would be read by nobody"
+        );
+    }
 }
 
 /// What a program prints to a terminal of 100 columns that it has for itself.

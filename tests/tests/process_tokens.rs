@@ -52,10 +52,17 @@ async fn a_new_token_opens_the_door_until_it_expires() {
     assert!(!stored.contains(&long) && !stored.contains(&short), "only digests are stored: {stored}");
     assert!(stored.starts_with("default "), "what was there stays: {stored}");
 
-    let left: String =
-        stored.lines().filter(|line| !line.starts_with("jobs")).map(|line| format!("{line}\n")).collect();
+    // A mistake elsewhere in the file keeps nobody's token in force, and somebody hears of it.
+    let mut left = stored.lines().filter(|line| !line.starts_with("jobs")).collect::<Vec<_>>().join("\n");
+    left.push_str("\nsomeone with a mistake\n");
     std::fs::write(&file, left).unwrap();
     until("the token was taken back", async || said(&answer(&cluster, &long), "not known here")).await;
+    let output = token_new(&["later", "--expires", "never"], Some(&file));
+    assert!(output.code == Some(0) && output.stderr.contains("nodes pass over line 4"), "{output:?}");
+    let later = output.stdout.trim().to_owned();
+    until("lines after the mistake count", async || said(&answer(&cluster, &later), "\"volumes\"")).await;
+    let status = cluster.cairn(&["status"]).stdout;
+    assert!(status.contains("warning: a: CLIENT_TOKENS_FILE") && status.contains("line 4"), "{status}");
 }
 
 fn said(answer: &str, wanted: &str) -> Result<(), String> {

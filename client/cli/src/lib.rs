@@ -110,7 +110,12 @@ fn parse(typed: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Argument
 
 fn log_to_stderr(verbose: bool) {
     let filter = if verbose { "cairn_client=debug,cairn_cli=debug" } else { "off" };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false)
+        .without_time()
+        .init();
 }
 
 async fn dispatch(arguments: Arguments, output: &Output) -> Result<Exit, Failure> {

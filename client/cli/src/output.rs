@@ -33,10 +33,12 @@ impl Output {
 
     /// The answer of a command: `text` for people, `document` for programs.
     pub fn answer(&self, document: &impl Serialize, text: impl FnOnce() -> String) {
-        if self.is_json() {
-            self.raw(&format!("{}\n", json(document)));
-        } else {
-            self.raw(&text());
+        let text = if self.is_json() { format!("{}\n", json(document)) } else { text() };
+        match write(&text) {
+            // What was done is done, and how it went is in the exit code: whoever does not read on need not be told.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            Err(error) => lost(&error),
+            Ok(()) => {}
         }
     }
 
@@ -51,22 +53,25 @@ impl Output {
     /// standard error.
     pub fn aside(&self, document: &impl Serialize) {
         if self.is_json() {
-            eprintln!("{}", json(document));
+            to_stderr(&format!("{}\n", json(document)));
         }
     }
 
     /// Writes to standard output. A reader that has seen enough (`| head`) ends the program without a complaint.
     pub fn raw(&self, text: &str) {
-        let mut stdout = io::stdout().lock();
-        if stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_err() {
-            std::process::exit(crate::failure::Exit::Failed as i32);
+        match write(text) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                std::process::exit(crate::failure::Exit::Failed as i32)
+            }
+            Err(error) => lost(&error),
+            Ok(()) => {}
         }
     }
 
     /// Something that was not done, and need not be; left out by `--quiet`.
     pub fn warning(&self, text: &str) {
         if !self.quiet && !self.is_json() {
-            eprintln!("warning: {}", shown(text));
+            to_stderr(&format!("warning: {}\n", shown(text)));
         }
     }
 
@@ -76,12 +81,28 @@ impl Output {
             struct Document<'a> {
                 error: &'a Failure,
             }
-            eprintln!("{}", json(&Document { error: failure }));
+            to_stderr(&format!("{}\n", json(&Document { error: failure })));
         } else {
-            eprint!("{}", describe("", failure));
+            to_stderr(&describe("", failure));
         }
         failure.exit.into()
     }
+}
+
+fn write(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush())
+}
+
+/// Standard output takes nothing: a disk is full, perhaps.
+fn lost(error: &io::Error) -> ! {
+    to_stderr(&describe("", &Failure::io("standard output", error)));
+    std::process::exit(crate::failure::Exit::Failed as i32)
+}
+
+/// A reader of the messages that has gone (`2>&1 | head`) changes nothing about what is done, nor the exit code.
+pub fn to_stderr(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
 }
 
 /// `error: …` and `help: …`, each on its line.

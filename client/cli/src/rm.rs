@@ -4,9 +4,12 @@ use cairn_client::{Client, Condition, Counter, ListOptions};
 
 use crate::address::Address;
 use crate::args::Rm;
+use crate::below::has_files_below;
 use crate::failure::{Exit, Failure};
 use crate::output::Output;
 use crate::transfer::{Done, Finder, Found, Transfer, queue};
+
+const RECURSIVE: &str = "add --recursive to delete every file below it; `cairn rmvol` deletes a volume";
 
 /// One file to delete.
 struct Delete {
@@ -18,8 +21,7 @@ struct Delete {
 pub async fn run(client: &Client, rm: Rm, output: &Output) -> Result<Exit, Failure> {
     let Rm { sources, recursive, if_match, jobs } = rm;
     if let Some(folder) = sources.iter().find(|source| source.is_folder && !recursive) {
-        let help = "add --recursive to delete every file below it; `cairn rmvol` deletes a volume";
-        return Err(Failure::usage(format!("{folder} is not a file"), help));
+        return Err(Failure::usage(format!("{folder} is not a file"), RECURSIVE));
     }
     let single = sources.len() == 1 && !recursive;
     if if_match.is_some() && !single {
@@ -35,13 +37,27 @@ pub async fn run(client: &Client, rm: Rm, output: &Output) -> Result<Exit, Failu
             let client = client.clone();
             async move {
                 let Delete { volume, path, condition } = delete;
-                let gone = client.delete(&volume, &path, condition).await?;
-                Ok(Done::Moved { bytes: gone.map_or(0, |file| file.size_bytes) })
+                match client.delete(&volume, &path, condition).await {
+                    Ok(gone) => Ok(Done::Moved { bytes: gone.map_or(0, |file| file.size_bytes) }),
+                    Err(error) => Err(or_folder(&client, volume, path, error).await),
+                }
             }
         })
         .await;
     search.abort();
     transfer.conclude(summary)
+}
+
+/// A folder is no file, and whoever names one wants to know that.
+async fn or_folder(client: &Client, volume: String, path: String, error: cairn_client::Error) -> Failure {
+    let source = Address { volume, path, is_folder: false };
+    let is_folder =
+        error.code_name() == "FILE_NOT_FOUND" && has_files_below(client, &source).await.is_ok_and(|any| any);
+    if is_folder {
+        Failure::not_found(format!("there is no file {source}, but there are files below it"), RECURSIVE)
+    } else {
+        error.into()
+    }
 }
 
 async fn find(

@@ -65,6 +65,9 @@ struct NodeDocument {
     /// Why it did not start when it last tried.
     #[serde(skip_serializing_if = "String::is_empty")]
     refusal: String,
+    /// What somebody should look at, although it runs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
 }
 
 pub async fn run(
@@ -214,6 +217,11 @@ fn describe(status: &StatusResponse) -> String {
     for node in status.nodes.iter().filter(|node| !node.refusal.is_empty()) {
         text += &format!("\n{} does not start: {}\n", shown(&node.name), shown(&node.refusal));
     }
+    for node in &status.nodes {
+        for warning in &node.warnings {
+            text += &format!("\nwarning: {}: {}\n", shown(&node.name), shown(warning));
+        }
+    }
     if status.collecting > 0 {
         text +=
             &format!("\n{} wait to be removed from the disks\n", count(status.collecting, "deleted file"));
@@ -281,6 +289,7 @@ fn document(status: &StatusResponse) -> Document {
         settled_placement_groups: node.settled_placement_groups,
         version: node.version.clone(),
         refusal: node.refusal.clone(),
+        warnings: node.warnings.clone(),
     });
     Document {
         cluster: status.cluster.clone(),

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::failure::{Exit, Failure};
-use crate::output::{Output, count, describe, shown, size};
+use crate::output::{Output, count, describe, shown, size, to_stderr};
 
 /// Files found and not yet begun: enough to keep all workers busy, few enough to forget about their memory.
 const FOUND_AHEAD: usize = 1_024;
@@ -267,7 +267,7 @@ impl<'a> Running<'a> {
             let is_new = self.helps.insert(failure.help.clone());
             let text =
                 if is_new { text.as_str() } else { text.split_inclusive('\n').next().unwrap_or_default() };
-            self.print(|_| eprint!("{text}"));
+            self.print(|_| to_stderr(text));
         }
         if self.summary.failures.len() < MAX_NAMED {
             self.summary.failures.push(FailedFile { path, failure });

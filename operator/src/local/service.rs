@@ -22,6 +22,7 @@ use cairn_node::{
     },
     env::{Accepted, Env, Listener, PeerIdentity, Protocol, Stream},
     secrets::SecretFiles,
+    warnings::Warnings,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -60,7 +61,8 @@ impl LocalServer {
         secrets: &SecretFiles,
         nodes: Nodes,
     ) -> Result<Self, ServiceError> {
-        let tokens = Tokens::open(env.clone(), &secrets.tokens).await;
+        // What is wrong with the file, the nodes say too, in their status.
+        let tokens = Tokens::open(env.clone(), &secrets.tokens, Warnings::default()).await;
         let tokens = tokens.map_err(|error| ServiceError::Tokens(error.to_string()))?;
         let listener = env.network.listen(address, Protocol::Grpc).await?;
         let stop = CancellationToken::new();

@@ -459,7 +459,7 @@ impl Rig {
             env: env.clone(),
             files: files.clone(),
             cluster: cluster.clone(),
-            tokens: super::Tokens::open(env, &path).await.unwrap(),
+            tokens: super::Tokens::open(env, &path, crate::warnings::Warnings::default()).await.unwrap(),
             metrics: metrics.clone(),
             limits: super::Limits::default(),
         };

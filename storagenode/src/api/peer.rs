@@ -21,6 +21,7 @@ use crate::{
         wire::{self, FrameAssembler},
         write,
     },
+    warnings::Warnings,
     workers::Repair,
 };
 
@@ -41,7 +42,7 @@ pub struct PeerService {
     env: Env,
     store: ChunkStore,
     view: View,
-    repair: Repair,
+    own: OwnState,
     me: Arc<Me>,
 }
 
@@ -53,9 +54,32 @@ pub struct Me {
     pub incarnation: Incarnation,
 }
 
+/// What this node says of itself to whoever asks.
+#[derive(Clone)]
+pub struct OwnState {
+    pub repair: Repair,
+    pub store: ChunkStore,
+    pub warnings: Warnings,
+}
+
+impl OwnState {
+    pub fn answer(&self) -> proto::SettledResponse {
+        let (settled, usage) = (self.repair.settled(), self.store.usage());
+        proto::SettledResponse {
+            map_generation: settled.map_generation,
+            placement_groups: settled.groups.iter().map(|pg| pg.0).collect(),
+            used_bytes: usage.used_bytes,
+            capacity_bytes: usage.capacity_bytes,
+            chunks: usage.chunks,
+            out_of_room: usage.out_of_room,
+            warnings: self.warnings.list(),
+        }
+    }
+}
+
 impl PeerService {
-    pub fn new(env: Env, store: ChunkStore, view: View, repair: Repair, me: Me) -> Self {
-        Self { env, store, view, repair, me: Arc::new(me) }
+    pub fn new(env: Env, view: View, own: OwnState, me: Me) -> Self {
+        Self { env, store: own.store.clone(), view, own, me: Arc::new(me) }
     }
 
     /// Refuses what is meant for another disk: whoever sends it read this node's address when another node had it, or
@@ -245,15 +269,7 @@ impl Peer for PeerService {
     ) -> Result<Response<proto::SettledResponse>, Status> {
         self.check_disk(&request)?;
         pg_bits(request.into_inner().pg_bits)?;
-        let (settled, usage) = (self.repair.settled(), self.store.usage());
-        Ok(Response::new(proto::SettledResponse {
-            map_generation: settled.map_generation,
-            placement_groups: settled.groups.iter().map(|pg| pg.0).collect(),
-            used_bytes: usage.used_bytes,
-            capacity_bytes: usage.capacity_bytes,
-            chunks: usage.chunks,
-            out_of_room: usage.out_of_room,
-        }))
+        Ok(Response::new(self.own.answer()))
     }
 
     async fn hello(&self, _: Request<proto::HelloRequest>) -> Result<Response<proto::HelloResponse>, Status> {

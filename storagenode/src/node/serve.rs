@@ -16,6 +16,7 @@ use crate::{
     files::SharedFiles,
     meta::SharedMeta,
     replication::wire::MAX_MESSAGE_BYTES,
+    warnings::Warnings,
 };
 
 /// Where a node serves, and to whom.
@@ -49,8 +50,9 @@ pub async fn serve(
     meta: SharedMeta,
     serve: ServeOptions,
 ) -> Result<RunningNode, ServeError> {
-    let tokens = Tokens::open(env.clone(), &serve.tokens).await?;
-    let node = Node::start(env.clone(), options, meta).await?;
+    let warnings = Warnings::default();
+    let tokens = Tokens::open(env.clone(), &serve.tokens, warnings.clone()).await?;
+    let node = Node::start(env.clone(), options, meta, warnings).await?;
     let peer = PeerServer::new(node.peer.clone())
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);

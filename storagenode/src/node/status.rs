@@ -11,7 +11,10 @@ use cairn_proto::v1 as proto;
 use futures::{StreamExt, stream};
 
 use crate::{
-    api::ports::{Cluster, IntentError, NodeLabel},
+    api::{
+        peer::OwnState,
+        ports::{Cluster, IntentError, NodeLabel},
+    },
     cluster::{ClusterState, NodeInfo, Readable},
     env::Env,
     files::FileError,
@@ -24,7 +27,6 @@ use crate::{
         },
     },
     replication::write::Writer,
-    workers::Repair,
 };
 
 /// How long another node is asked.
@@ -44,7 +46,7 @@ pub struct ClusterStatus {
     pub(super) cluster_id: [u8; 16],
     pub(super) me: String,
     pub(super) writer: Writer,
-    pub(super) repair: Repair,
+    pub(super) own: OwnState,
 }
 
 impl ClusterStatus {
@@ -53,16 +55,7 @@ impl ClusterStatus {
         let bits = state.map.as_ref().map_or(0, |map| map.pg_bits);
         let ask = |node: NodeInfo| async move {
             if node.id == self.writer.me {
-                let (settled, usage) = (self.repair.settled(), self.writer.store.usage());
-                let answer = proto::SettledResponse {
-                    map_generation: settled.map_generation,
-                    placement_groups: settled.groups.iter().map(|pg| pg.0).collect(),
-                    used_bytes: usage.used_bytes,
-                    capacity_bytes: usage.capacity_bytes,
-                    chunks: usage.chunks,
-                    out_of_room: usage.out_of_room,
-                };
-                return Some((node.id, answer));
+                return Some((node.id, self.own.answer()));
             }
             Some((node.id, self.writer.peers.settled(&node, bits, ASK_LIMIT).await.ok()?))
         };
@@ -159,6 +152,7 @@ fn node_status(
             .filter(settled)
             .map_or(0, |answer| answer.placement_groups.len() as u32),
         version: node.version.clone(),
+        warnings: answer.map_or_else(Vec::new, |answer| answer.warnings.clone()),
         ..proto::NodeStatus::default()
     }
 }

@@ -10,12 +10,14 @@ use std::{
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use jiff::{Timestamp, civil::Date, tz::TimeZone};
 
-use super::{SECRET, token_line};
+use super::{
+    SECRET,
+    token_file::{self, MAX_FILE_BYTES, MAX_TOKENS},
+    token_line,
+};
 use crate::env::{Clock, Random};
 
 const MAX_NAME_BYTES: usize = 253;
-/// Larger files are not read by nodes.
-const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// A token to be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +37,8 @@ pub struct MadeToken {
     /// Of CLIENT_TOKENS_FILE, with its end.
     pub line: String,
     pub expires: Option<Timestamp>,
+    /// What else is wrong with the file: nodes pass such lines over.
+    pub complaint: Option<String>,
 }
 
 /// Why none was made.
@@ -52,7 +56,9 @@ pub enum NewTokenError {
         "{path:?}: {error}; give the file that the nodes have as CLIENT_TOKENS_FILE, which this user must be allowed to change"
     )]
     Io { path: PathBuf, error: io::Error },
-    #[error("{path:?} is over 1 MiB, more than nodes read: remove tokens that have expired")]
+    #[error(
+        "{path:?} would be longer than nodes read (1 MiB, {MAX_TOKENS} tokens): remove tokens that have expired"
+    )]
     TooLong { path: PathBuf },
 }
 
@@ -71,10 +77,11 @@ pub fn make(wanted: &NewToken, clock: &dyn Clock, random: &dyn Random) -> Result
     if let Some(expires) = expires {
         line = format!("{} {}\n", line.trim_end(), expires.as_second());
     }
-    if let Some(file) = file {
-        add(file, name, &line)?;
-    }
-    Ok(MadeToken { token, line, expires })
+    let complaint = match file {
+        Some(file) => add(file, name, &line)?,
+        None => None,
+    };
+    Ok(MadeToken { token, line, expires, complaint })
 }
 
 /// When a token expires that is made now; `None`: never.
@@ -97,29 +104,31 @@ fn moment(given: &str, now_unix_ms: i64) -> Result<Option<Timestamp>, NewTokenEr
     if expires <= now { Err(problem("is not in the future")) } else { Ok(Some(expires)) }
 }
 
-/// Adds a line to the end of the file, which keeps its place and its rights: it may be mounted from elsewhere.
-fn add(path: &Path, name: &str, line: &str) -> Result<(), NewTokenError> {
+/// Adds a line to the end of the file, which keeps its place and its rights: it may be mounted from elsewhere. The
+/// answer is what is wrong with other lines.
+fn add(path: &Path, name: &str, line: &str) -> Result<Option<String>, NewTokenError> {
     let failed = |error| NewTokenError::Io { path: path.to_owned(), error };
     let mut options = fs::OpenOptions::new();
     let mut file = options.read(true).append(true).create(true).mode(SECRET).open(path).map_err(failed)?;
     file.lock().map_err(failed)?;
-    let mut content = String::new();
-    (&file).take(MAX_FILE_BYTES + 1).read_to_string(&mut content).map_err(failed)?;
-    if (content.len() + line.len()) as u64 > MAX_FILE_BYTES {
+    let mut content = Vec::new();
+    (&file).take(MAX_FILE_BYTES + 1).read_to_end(&mut content).map_err(failed)?;
+    let known = token_file::parse(&content);
+    if (content.len() + line.len()) as u64 >= MAX_FILE_BYTES || known.tokens.len() >= MAX_TOKENS {
         return Err(NewTokenError::TooLong { path: path.to_owned() });
     }
-    let mut names = content.lines().filter_map(|line| line.split_ascii_whitespace().next());
-    if names.any(|known| known == name) {
+    if known.tokens.iter().any(|known| *known.name == *name) {
         return Err(NewTokenError::Taken { path: path.to_owned(), name: name.to_owned() });
     }
-    let gap = if content.is_empty() || content.ends_with('\n') { "" } else { "\n" };
+    let gap = if content.last().is_none_or(|last| *last == b'\n') { "" } else { "\n" };
     let end = file.seek(SeekFrom::End(0)).map_err(failed)?;
     let written = file.write_all(format!("{gap}{line}").as_bytes()).and_then(|()| file.sync_all());
-    // Half a line would keep every later change from being used.
+    // Half a line is a mistake that somebody would have to find.
     written.map_err(|error| {
         let _ = file.set_len(end);
         failed(error)
-    })
+    })?;
+    Ok(known.complaint())
 }
 
 #[cfg(test)]
@@ -161,11 +170,13 @@ mod tests {
     fn the_file_has_the_digest_and_not_the_token() {
         let folder = TempDir::new().unwrap();
         let file = folder.path().join("tokens");
-        fs::write(&file, "# people\nci 00 # no end of line").unwrap();
+        let before = format!("# people\nnobody 00\nci {} # no end of line", "0".repeat(64));
+        fs::write(&file, &before).unwrap();
         let make = |name: &str| make(&wanted(name, Some(file.clone())), &RealClock::default(), &RealRandom);
         let made = make("nightly").unwrap();
         let content = fs::read_to_string(&file).unwrap();
-        assert_eq!(content, format!("# people\nci 00 # no end of line\n{}", made.line));
+        assert_eq!(content, format!("{before}\n{}", made.line));
+        assert!(made.complaint.as_ref().unwrap().contains("line 2:"), "{made:?}");
         assert!(made.token.starts_with("cairn_") && !content.contains(&made.token));
         let words: Vec<&str> = made.line.split_ascii_whitespace().collect();
         assert_eq!(words[..2].join(" "), token_line("nightly", &made.token).trim_end());

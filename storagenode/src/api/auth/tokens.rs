@@ -1,13 +1,8 @@
-//! Client tokens: a file of names and SHA-256 digests, looked at again every few seconds.
+//! Client tokens: a file of names and digests, looked at again every few seconds (`secrets::token_file` has its form).
 //!
-//! ```text
-//! # name   sha256 of the token, hexadecimal   [expires, Unix seconds]
-//! backup   9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
-//! ci-jobs  60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752  1798761600
-//! ```
-//!
-//! The tokens themselves are stored nowhere: the file may be read by whoever may read the node's configuration
-//! without giving access to anything.
+//! What is not in the file any more is not good any more, whatever else is wrong with it: a line that is a mistake
+//! lets nobody in and keeps no other from counting, and a file that is gone lets nobody in. Only a file that is there
+//! and cannot be read leaves the tokens in force as they are: that is the disk's fault and nobody's wish.
 
 use std::{
     io,
@@ -24,12 +19,15 @@ use subtle::ConstantTimeEq;
 use crate::{
     api::status::Refusal,
     env::{Disk, Env, OpenMode},
+    secrets::token_file::{LineFault, MAX_FILE_BYTES, Token, TokenFile, parse},
+    warnings::Warnings,
 };
 
 const RELOAD_EVERY: Duration = Duration::from_secs(5);
-const MAX_FILE_BYTES: u64 = 1 << 20;
-/// Every request compares with all of them.
-const MAX_TOKENS: usize = 10_000;
+/// Looks in a row that must find no file before it counts as gone: some editors remove a file and write it anew.
+const LOOKS_UNTIL_GONE: u32 = 2;
+/// In [`Warnings`].
+const MATTER: &str = "client tokens";
 
 /// Why a file of tokens cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -38,42 +36,49 @@ pub enum TokenFileError {
         "CLIENT_TOKENS_FILE {path:?} cannot be read: {error}; give the path of a file that this user may read"
     )]
     Unreadable { path: PathBuf, error: io::Error },
-    #[error(
-        "CLIENT_TOKENS_FILE, line {line}: {what}; write: NAME SHA256-OF-THE-TOKEN [EXPIRES-UNIX-SECONDS]"
-    )]
-    Line { line: usize, what: String },
-    #[error(
-        "CLIENT_TOKENS_FILE holds more than {MAX_TOKENS} tokens, or is over 1 MiB; use certificates for so many"
-    )]
-    TooMany,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Token {
-    name: Arc<str>,
-    sha256: [u8; 32],
-    expires_unix_s: Option<i64>,
+    /// The first of its mistakes.
+    #[error("CLIENT_TOKENS_FILE {path:?} names no token: {fault}")]
+    NoToken { path: PathBuf, fault: LineFault },
 }
 
 /// The tokens in force.
 pub struct Tokens {
     env: Env,
+    path: PathBuf,
+    warnings: Warnings,
     tokens: RwLock<Vec<Token>>,
 }
 
 impl Tokens {
     /// No token is good.
     pub fn none(env: Env) -> Arc<Self> {
-        Arc::new(Self { env, tokens: RwLock::default() })
+        Arc::new(Self { env, path: PathBuf::new(), warnings: Warnings::default(), tokens: RwLock::default() })
     }
 
     /// Reads the file and begins to watch it. Must be called inside a tokio runtime.
-    pub async fn open(env: Env, path: &Path) -> Result<Arc<Self>, TokenFileError> {
-        let content = read(&env, path).await?;
-        let parsed = parse(&content)?;
-        warn_if_none(&parsed, path);
-        let tokens = Arc::new(Self { env, tokens: RwLock::new(parsed) });
-        tokio::spawn(reload(Arc::downgrade(&tokens), path.to_owned(), content));
+    ///
+    /// # Errors
+    /// The file cannot be read, or there are lines and none of them names a token: a configuration that was never
+    /// right, such as a token instead of its digest.
+    pub async fn open(env: Env, path: &Path, warnings: Warnings) -> Result<Arc<Self>, TokenFileError> {
+        let path = path.to_owned();
+        let content = read(&env, &path)
+            .await
+            .map_err(|error| TokenFileError::Unreadable { path: path.clone(), error })?;
+        let file = parse(&content);
+        if let (true, Some(fault)) = (file.tokens.is_empty(), file.faults.first()) {
+            return Err(TokenFileError::NoToken { path, fault: fault.clone() });
+        }
+        // Not refused: that is how all tokens are taken back, and clients may have certificates.
+        if file.tokens.is_empty() {
+            tracing::warn!(
+                "CLIENT_TOKENS_FILE {path:?} holds no token: only who shows a certificate of the cluster's CA gets in; to \
+                 let others in, add lines of NAME SHA256-OF-THE-TOKEN"
+            );
+        }
+        let tokens = Arc::new(Self { env, path, warnings, tokens: RwLock::default() });
+        tokens.use_file(file);
+        tokio::spawn(reload(Arc::downgrade(&tokens)));
         Ok(tokens)
     }
 
@@ -103,28 +108,31 @@ impl Tokens {
             _ => Ok(token.name.clone()),
         }
     }
-}
 
-/// Not refused: that is how all tokens are taken back, and clients may have certificates.
-fn warn_if_none(tokens: &[Token], path: &Path) {
-    if let Some(complaint) = complaint(tokens, path) {
-        tracing::warn!("{complaint}");
+    fn use_file(&self, file: TokenFile) {
+        self.complain(file.complaint().map(|mistake| format!("it counts without its mistakes: {mistake}")));
+        let mut tokens = self.tokens.write();
+        if *tokens == file.tokens {
+            return;
+        }
+        tracing::info!(tokens = file.tokens.len(), path = ?self.path, "client tokens read");
+        *tokens = file.tokens;
+    }
+
+    /// Says in the log and in the node's status what is wrong with the file now.
+    fn complain(&self, complaint: Option<String>) {
+        let text = complaint.map(|what| format!("CLIENT_TOKENS_FILE {:?}: {what}", self.path));
+        if self.warnings.set(MATTER, text.clone())
+            && let Some(text) = text
+        {
+            tracing::warn!("{text}");
+        }
     }
 }
 
-fn complaint(tokens: &[Token], path: &Path) -> Option<String> {
-    tokens.is_empty().then(|| {
-        format!(
-            "CLIENT_TOKENS_FILE {path:?} holds no token: only who shows a certificate of the cluster's CA gets in; to let \
-             others in, add lines of NAME SHA256-OF-THE-TOKEN"
-        )
-    })
-}
-
-async fn read(env: &Env, path: &Path) -> Result<Vec<u8>, TokenFileError> {
+async fn read(env: &Env, path: &Path) -> io::Result<Vec<u8>> {
     let (disk, path) = (env.disk.clone(), path.to_owned());
-    env.blocking(move || read_file(&*disk, &path).map_err(|error| TokenFileError::Unreadable { path, error }))
-        .await
+    env.blocking(move || read_file(&*disk, &path)).await
 }
 
 fn read_file(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
@@ -134,74 +142,29 @@ fn read_file(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-fn parse(content: &[u8]) -> Result<Vec<Token>, TokenFileError> {
-    if content.len() as u64 > MAX_FILE_BYTES {
-        return Err(TokenFileError::TooMany);
-    }
-    let text = std::str::from_utf8(content)
-        .map_err(|_| TokenFileError::Line { line: 1, what: "the file is not UTF-8".into() })?;
-    let mut tokens = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        let line = line.split('#').next().unwrap_or_default().trim();
-        if !line.is_empty() {
-            let token = parse_line(line).map_err(|what| TokenFileError::Line { line: number + 1, what })?;
-            tokens.push(token);
-        }
-    }
-    if tokens.len() > MAX_TOKENS {
-        return Err(TokenFileError::TooMany);
-    }
-    Ok(tokens)
-}
-
-fn parse_line(line: &str) -> Result<Token, String> {
-    let mut words = line.split_ascii_whitespace();
-    let name = words.next().ok_or("there is no name")?;
-    let digest = words.next().ok_or("there is no SHA-256")?;
-    let mut sha256 = [0; 32];
-    hex::decode_to_slice(digest, &mut sha256).map_err(|_| {
-        "the second word is not 64 hexadecimal digits (the SHA-256 of the token, not the token itself)"
-            .to_string()
-    })?;
-    let expires_unix_s = match words.next() {
-        None => None,
-        Some(text) => {
-            Some(text.parse().map_err(|_| format!("{text:?} is not a number of seconds since 1970"))?)
-        }
-    };
-    match words.next() {
-        None => Ok(Token { name: name.into(), sha256, expires_unix_s }),
-        Some(word) => Err(format!("{word:?} is one word too many")),
-    }
-}
-
-async fn reload(tokens: Weak<Tokens>, path: PathBuf, mut seen: Vec<u8>) {
-    let mut complained = false;
+/// Looks at the file again and again, for as long as somebody has the tokens.
+async fn reload(tokens: Weak<Tokens>) {
+    let mut gone = 0;
     loop {
-        let Some(env) = tokens.upgrade().map(|tokens| tokens.env.clone()) else { return };
-        env.clock.sleep(RELOAD_EVERY).await;
-        let parsed = match read(&env, &path).await {
-            Ok(content) if content == seen => continue,
-            Ok(content) => {
-                let parsed = parse(&content);
-                seen = content;
-                parsed
-            }
-            Err(error) => Err(error),
+        let Some((env, path)) = tokens.upgrade().map(|tokens| (tokens.env.clone(), tokens.path.clone()))
+        else {
+            return;
         };
+        env.clock.sleep(RELOAD_EVERY).await;
+        let content = read(&env, &path).await;
         let Some(tokens) = tokens.upgrade() else { return };
-        match parsed {
-            Ok(parsed) => {
-                tracing::info!(tokens = parsed.len(), "client tokens reloaded");
-                warn_if_none(&parsed, &path);
-                *tokens.tokens.write() = parsed;
-                complained = false;
+        let is_gone = content.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        gone = if is_gone { gone + 1 } else { 0 };
+        match content {
+            Ok(content) => tokens.use_file(parse(&content)),
+            Err(_) if is_gone && gone < LOOKS_UNTIL_GONE => {}
+            Err(_) if is_gone => {
+                tokens.tokens.write().clear();
+                tokens.complain(Some("the file is gone, so no token is good; put it back".into()));
             }
-            Err(error) if !complained => {
-                tracing::warn!(%error, "changed client tokens cannot be used; the old ones stay in force");
-                complained = true;
+            Err(error) => {
+                tokens.complain(Some(format!("{error}; the tokens that were read before stay in force")));
             }
-            Err(_) => {}
         }
     }
 }
@@ -209,41 +172,45 @@ async fn reload(tokens: Weak<Tokens>, path: PathBuf, mut seen: Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{api::fake::quick_env, secrets::token_line};
 
-    const DIGEST: &str = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+    #[tokio::test]
+    async fn what_is_not_in_the_file_is_not_good_whatever_else_is_wrong_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, env, warnings) = (folder.path().join("tokens"), quick_env(), Warnings::default());
+        let write = |text: &str| std::fs::write(&path, text).unwrap();
+        let refused = async |text: &str| {
+            write(text);
+            Tokens::open(env.clone(), &path, Warnings::default()).await.err().unwrap().to_string()
+        };
+        assert!(refused("cairn_token\n").await.contains("line 1: there is no SHA-256"));
 
-    #[test]
-    fn lines() {
-        let text =
-            format!("# people\n\nbackup {DIGEST} # nightly\n  ci\t{} 1798761600\r\n", DIGEST.to_uppercase());
-        let tokens = parse(text.as_bytes()).unwrap();
-        assert_eq!(tokens.len(), 2);
-        assert_eq!((&*tokens[0].name, tokens[0].expires_unix_s), ("backup", None));
-        assert_eq!((&*tokens[1].name, tokens[1].expires_unix_s), ("ci", Some(1_798_761_600)));
-        assert_eq!(tokens[0].sha256, tokens[1].sha256);
-    }
+        let (leaver, stayer) = (token_line("leaver", "t1"), token_line("stayer", "t2"));
+        write(&format!("{leaver}a mistake\n{stayer}"));
+        let tokens = Tokens::open(env.clone(), &path, warnings.clone()).await.unwrap();
+        let good = |token| tokens.check(token).is_ok();
+        assert!(good("t1") && good("t2"));
+        assert!(warnings.list()[0].contains("line 2:"), "{:?}", warnings.list());
 
-    #[test]
-    fn a_file_without_tokens_is_complained_of() {
-        let complaint = |text: &str| complaint(&parse(text.as_bytes()).unwrap(), Path::new("/etc/tokens"));
-        for empty in ["", "\n# backup 9f86\n"] {
-            let said = complaint(empty).unwrap();
-            assert!(said.contains("/etc/tokens") && said.contains("holds no token"), "{said}");
-        }
-        assert_eq!(complaint(&format!("backup {DIGEST}")), None);
-    }
+        let looks = || env.clock.sleep(RELOAD_EVERY * (LOOKS_UNTIL_GONE + 2));
+        write(&format!("{stayer}{}another mistake", token_line("new", "t3")));
+        looks().await;
+        assert!(!good("t1") && good("t2") && good("t3"));
+        assert!(warnings.list()[0].contains("line 3:"), "{:?}", warnings.list());
 
-    #[test]
-    fn mistakes_are_named_with_their_line() {
-        for (text, word) in [
-            ("\nbackup".to_string(), "no SHA-256"),
-            (format!("\nbackup secret {DIGEST}"), "not the token itself"),
-            (format!("\nbackup {DIGEST} tomorrow"), "tomorrow"),
-            (format!("\nbackup {DIGEST} 1 2"), "one word too many"),
-        ] {
-            let error = parse(text.as_bytes()).unwrap_err().to_string();
-            assert!(error.contains("line 2") && error.contains(word), "{error}");
-        }
-        assert!(parse(b"\xff").is_err());
+        std::fs::remove_file(&path).unwrap();
+        looks().await;
+        assert!(!good("t2") && warnings.list()[0].contains("gone"), "{:?}", warnings.list());
+        // What is there and cannot be read is nobody's wish.
+        write(&leaver);
+        looks().await;
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        looks().await;
+        assert!(good("t1") && warnings.list()[0].contains("stay in force"), "{:?}", warnings.list());
+        std::fs::remove_dir(&path).unwrap();
+        write("# nobody\n");
+        looks().await;
+        assert!(!good("t1") && warnings.list().is_empty(), "{:?}", warnings.list());
     }
 }

@@ -73,6 +73,7 @@ pub(super) fn status(status: &StatusResponse) -> Value {
                 "settled_placement_groups": node.settled_placement_groups,
                 "version": node.version,
                 "refusal": node.refusal,
+                "warnings": node.warnings,
             })
         })
         .collect();
