@@ -46,6 +46,7 @@ mod flight;
 mod format;
 mod group;
 mod header;
+mod hint;
 mod hole;
 mod identity;
 mod index;

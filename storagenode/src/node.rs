@@ -8,7 +8,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use cairn_placement::NodeId;
+use cairn_placement::{Incarnation, NodeId};
 use disk::SelfEnd;
 use parking_lot::Mutex;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -178,23 +178,7 @@ impl Node {
         let stop = CancellationToken::new();
         let me = options.name.clone();
         let view = View::start(env.clone(), meta.clone(), me, store.clone(), stop.clone());
-        let peers = Peers::new(env.clone());
-        let writer = Writer {
-            env: env.clone(),
-            me: id,
-            incarnation: identity.incarnation,
-            store: store.clone(),
-            peers: peers.clone(),
-            view: view.clone(),
-        };
-        let reader = Reader {
-            env: env.clone(),
-            me: id,
-            zone: options.zone.clone(),
-            store: store.clone(),
-            peers,
-            view: view.clone(),
-        };
+        let (writer, reader) = access(&env, (id, identity.incarnation), &options.zone, &store, &view);
         let repair = RepairOptions { interval: options.timings.repair };
         let repair = Repair::new(writer.clone(), reader.clone(), repair);
         let gateway = Gateway::new(
@@ -308,6 +292,27 @@ impl Node {
         self.store.close().await;
         info!(node = self.options.name, "stopped");
     }
+}
+
+/// The ways to chunks, here and on other nodes.
+fn access(
+    env: &Env,
+    (me, incarnation): (NodeId, Incarnation),
+    zone: &str,
+    store: &ChunkStore,
+    view: &View,
+) -> (Writer, Reader) {
+    let peers = Peers::new(env.clone());
+    let (env, store, view) = (env.clone(), store.clone(), view.clone());
+    let reader = Reader {
+        env: env.clone(),
+        me,
+        zone: zone.to_owned(),
+        store: store.clone(),
+        peers: peers.clone(),
+        view: view.clone(),
+    };
+    (Writer { env, me, incarnation, store, peers, view }, reader)
 }
 
 /// What a node has once it may take part.

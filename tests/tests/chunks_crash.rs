@@ -102,6 +102,9 @@ struct History {
     /// Segments that were emptied, and bytes of segments that were removed.
     emptied: u64,
     freed: u64,
+    /// Segments that were there at a start, and those of them that were not read through.
+    opened: u64,
+    hints: u64,
 }
 
 impl History {
@@ -117,6 +120,8 @@ impl History {
             forgotten: 0,
             emptied: 0,
             freed: 0,
+            opened: 0,
+            hints: 0,
         }
     }
 
@@ -136,6 +141,9 @@ impl History {
             let _ = SimTime::default().runtime().block_on(self.open());
             self.disk.crash(&mut self.random);
         }
+        if self.random.random_bool(0.3) {
+            self.spoil_hints();
+        }
         let (answers, tick) = SimTime::default().runtime().block_on(async {
             let store = self.open().await.map_err(|error| format!("does not open: {error}"))?;
             self.check(&store).await?;
@@ -150,6 +158,9 @@ impl History {
             }
             let patience = if end == End::Kill { self.random.random_range(1..400) } else { usize::MAX };
             let answers = self.requests(&store, patience).await;
+            if self.random.random_bool(0.5) {
+                self.write_hints_back();
+            }
             let tick = self.tick;
             self.tick += if self.jumps { TOMBSTONE_TICKS } else { 0 };
             if end == End::Close {
@@ -172,6 +183,37 @@ impl History {
         Ok(open_store(seed, &self.disk).await?.0)
     }
 
+    fn hints(&self) -> Vec<(PathBuf, u64)> {
+        let is_hint = |path: &PathBuf| path.extension().is_some_and(|end| end == "hint");
+        self.disk.files().into_iter().filter(|(path, _)| is_hint(path)).collect()
+    }
+
+    /// What the kernel does sooner or later with what nobody syncs.
+    fn write_hints_back(&self) {
+        for (path, _) in self.hints() {
+            let _ = self.disk.open(&path, OpenMode::ReadWrite).and_then(|file| file.sync_all());
+            let _ = self.disk.sync_folder(path.parent().expect("a folder"));
+        }
+    }
+
+    /// Does to the hints what must not matter: one rots, goes, or comes to be in another one's place.
+    fn spoil_hints(&mut self) {
+        let hints = self.hints();
+        let Some((path, size)) = hints.choose(&mut self.random) else { return };
+        match self.random.random_range(0..4) {
+            0 => self.disk.remove(path).expect("it is there"),
+            1 => {
+                let (other, _) = hints.choose(&mut self.random).expect("not empty");
+                self.disk.rename(path, other).expect("it is there");
+            }
+            _ if *size == 0 => {}
+            _ => {
+                let flipped = 1 << self.random.random_range(0..8);
+                self.disk.rot(path, self.random.random_range(0..*size), flipped);
+            }
+        }
+    }
+
     fn inject_faults(&mut self) {
         for _ in 0..self.random.random_range(1..4) {
             let operation = *[
@@ -185,7 +227,10 @@ impl History {
             .expect("not empty");
             self.disk.fail(Fault {
                 operation,
-                path: "segments".into(),
+                path: ["segments", "segments", "hints"]
+                    .choose(&mut self.random)
+                    .expect("not empty")
+                    .to_string(),
                 after: self.random.random_range(0..10),
                 times: self.random.random_range(1..3),
                 os_error: libc::EIO,
@@ -297,6 +342,8 @@ impl History {
         if !report.corrupt.is_empty() {
             return Err(format!("damage where there is none: {report:?}"));
         }
+        self.hints += report.hints;
+        self.opened += report.segments;
         for (n, promise) in &mut self.promises {
             let presence = store.contains(id(*n));
             let is_old = promise.is_old(self.tick);
@@ -344,15 +391,17 @@ fn first_failure(seeds: std::ops::Range<u64>, prepare: impl Fn(&History)) -> Opt
 #[test]
 fn what_was_acknowledged_stays() {
     let seeds = std::env::var("CAIRN_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(400);
-    let (mut emptied, mut freed, mut forgotten) = (0, 0, 0);
+    let (mut emptied, mut freed, mut forgotten, mut hints, mut opened) = (0, 0, 0, 0, 0);
     let first: u64 = std::env::var("CAIRN_FIRST").ok().map_or(0, |f| f.parse().unwrap());
     for seed in first..seeds {
         let mut history = History::new(seed);
         assert_eq!(history.run(), Ok(()));
         (emptied, freed) = (emptied + history.emptied, freed + history.freed);
         forgotten += history.forgotten;
+        (hints, opened) = (hints + history.hints, opened + history.opened);
     }
-    println!("{forgotten} deletions were forgotten");
+    println!("{forgotten} deletions were forgotten, {hints} of {opened} segments were not read through");
+    assert!(hints > opened / 10, "hints are not used: {hints} of {opened}");
     println!("{emptied} segments emptied, {freed} bytes of segments removed in {seeds} histories");
     assert!(emptied > 2 * seeds && freed > seeds * 30_000, "compaction is not tried: {emptied} {freed}");
     assert!(forgotten > seeds / 10, "deletions are never forgotten: {forgotten}");

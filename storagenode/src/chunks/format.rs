@@ -12,6 +12,7 @@ use super::{
     header::{ChunkHeader, frame_count},
 };
 
+pub use v1::{BRIEF_BYTES, decode_brief, encode_brief, kind_and_copies};
 pub use v1::{
     MAX_RECORD_HEADER_BYTES, RECORD_ALIGNMENT, SEGMENT_HEADER_BYTES, checksum, decode_record, encode_record,
 };
@@ -37,6 +38,17 @@ impl SegmentId {
         let id =
             Self { boot: u64::from_str_radix(boot, 16).ok()?, number: u32::from_str_radix(number, 16).ok()? };
         (id.to_string() == name).then_some(id)
+    }
+
+    /// Of its hint.
+    pub fn hint_name(self) -> String {
+        let Self { boot, number } = self;
+        format!("{boot:016x}-{number:08x}.hint")
+    }
+
+    /// The segment whose hint has this name.
+    pub fn from_hint_name(name: &str) -> Option<Self> {
+        Self::from_name(&format!("{}.seg", name.strip_suffix(".hint")?))
     }
 }
 
@@ -114,6 +126,28 @@ pub enum Body {
         end: u64,
     },
     Sighting(Sighting),
+}
+
+/// What a start needs to know of a record: all that it says, but for the checksums of a chunk's frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Brief {
+    Put { id: ChunkId, volume: VolumeId, copies: u8, plain_length: u32 },
+    Tombstone(Tombstone),
+    Mark { segment: SegmentId, end: u64 },
+    Sighting(Sighting),
+}
+
+impl Body {
+    pub fn brief(&self) -> Brief {
+        match self {
+            Self::Put(ChunkHeader { id, volume, copies, plain_length, .. }) => {
+                Brief::Put { id: *id, volume: *volume, copies: *copies, plain_length: *plain_length }
+            }
+            Self::Tombstone(tombstone) => Brief::Tombstone(*tombstone),
+            Self::Mark { segment, end } => Brief::Mark { segment: *segment, end: *end },
+            Self::Sighting(sighting) => Brief::Sighting(*sighting),
+        }
+    }
 }
 
 /// One record without its frames.
@@ -203,6 +237,10 @@ mod v1 {
     pub const MAX_RECORD_HEADER_BYTES: usize =
         FIXED_BYTES + 4 * (MAX_PLAIN_BYTES as usize).div_ceil(super::super::FRAME_BYTES);
     const POSITION_BYTES: usize = 36;
+    const BRIEF_AT: usize = 40;
+    /// What differs by kind, of every record.
+    pub const BRIEF_BYTES: usize = 28;
+    const CRCS_AT: usize = BRIEF_AT + BRIEF_BYTES;
 
     const PUT: u8 = 1;
     const TOMBSTONE: u8 = 2;
@@ -271,12 +309,8 @@ mod v1 {
             Body::Put(header) => header.sealed_length() as u32,
             _ => 0,
         };
-        let (kind, copies) = match &record.body {
-            Body::Put(header) => (PUT, header.copies),
-            Body::Tombstone(tombstone) => (TOMBSTONE, tombstone.copies),
-            Body::Mark { .. } => (MARK, 0),
-            Body::Sighting(_) => (SIGHTING, 0),
-        };
+        let brief = record.body.brief();
+        let (kind, copies) = kind_and_copies(&brief);
         to.extend_from_slice(RECORD_MAGIC);
         to.extend_from_slice(&[VERSION, kind, copies, 0]);
         to.extend_from_slice(&(record.header_length() as u32).to_le_bytes());
@@ -284,29 +318,66 @@ mod v1 {
         to.extend_from_slice(&record.sequence.boot.to_le_bytes());
         to.extend_from_slice(&record.sequence.number.to_le_bytes());
         to.extend_from_slice(&record.durable_end.to_le_bytes());
-        match &record.body {
-            Body::Put(header) => {
-                encode_id(header.volume, header.id, header.plain_length, to);
-                header.frame_crcs.iter().for_each(|crc| to.extend_from_slice(&crc.to_le_bytes()));
-            }
-            Body::Tombstone(tombstone) => encode_id(tombstone.volume, tombstone.id, tombstone.tick, to),
-            Body::Mark { segment, end } => {
+        encode_brief(&brief, to);
+        if let Body::Put(header) = &record.body {
+            header.frame_crcs.iter().for_each(|crc| to.extend_from_slice(&crc.to_le_bytes()));
+        }
+        let checksum = checksum(position, &to[start..]);
+        to.extend_from_slice(&checksum.to_le_bytes());
+        debug_assert_eq!((to.len() - start) as u64, record.header_length());
+    }
+
+    /// The kind of a record, and how many copies its volume keeps.
+    pub fn kind_and_copies(brief: &Brief) -> (u8, u8) {
+        match brief {
+            Brief::Put { copies, .. } => (PUT, *copies),
+            Brief::Tombstone(tombstone) => (TOMBSTONE, tombstone.copies),
+            Brief::Mark { .. } => (MARK, 0),
+            Brief::Sighting(_) => (SIGHTING, 0),
+        }
+    }
+
+    /// Appends [`BRIEF_BYTES`].
+    pub fn encode_brief(brief: &Brief, to: &mut Vec<u8>) {
+        match brief {
+            Brief::Put { id, volume, plain_length, .. } => encode_id(*volume, *id, *plain_length, to),
+            Brief::Tombstone(tombstone) => encode_id(tombstone.volume, tombstone.id, tombstone.tick, to),
+            Brief::Mark { segment, end } => {
                 to.extend_from_slice(&segment.boot.to_le_bytes());
                 to.extend_from_slice(&segment.number.to_le_bytes());
                 to.extend_from_slice(&[0; 4]);
                 to.extend_from_slice(&end.to_le_bytes());
                 to.extend_from_slice(&[0; 4]);
             }
-            Body::Sighting(sighting) => {
+            Brief::Sighting(sighting) => {
                 to.extend_from_slice(&sighting.tick.to_le_bytes());
                 to.extend_from_slice(&sighting.revision.to_le_bytes());
                 to.extend_from_slice(&sighting.map_generation.to_le_bytes());
                 to.extend_from_slice(&sighting.epoch.to_le_bytes());
             }
         }
-        let checksum = checksum(position, &to[start..]);
-        to.extend_from_slice(&checksum.to_le_bytes());
-        debug_assert_eq!((to.len() - start) as u64, record.header_length());
+    }
+
+    /// Of a kind that this version knows, from [`BRIEF_BYTES`] at least.
+    pub fn decode_brief(kind: u8, copies: u8, bytes: &[u8]) -> Option<Brief> {
+        let fields = Fields(bytes);
+        let id = ChunkId { generation: Generation(fields.array(8)), index: fields.u32(4) };
+        let volume = VolumeId(fields.u32(0));
+        Some(match kind {
+            PUT => Brief::Put { id, volume, copies, plain_length: fields.u32(24) },
+            TOMBSTONE => Brief::Tombstone(Tombstone { id, volume, copies, tick: fields.u32(24) }),
+            MARK => Brief::Mark {
+                segment: SegmentId { boot: fields.u64(0), number: fields.u32(8) },
+                end: fields.u64(16),
+            },
+            SIGHTING => Brief::Sighting(Sighting {
+                tick: fields.u64(0),
+                revision: fields.u64(8),
+                map_generation: fields.u64(16),
+                epoch: fields.u32(24),
+            }),
+            _ => return None,
+        })
     }
 
     fn encode_id(volume: VolumeId, id: ChunkId, length_or_tick: u32, to: &mut Vec<u8>) {
@@ -346,29 +417,21 @@ mod v1 {
             return Err(damaged);
         }
         let (version, kind, copies) = (bytes[4], bytes[5], bytes[6]);
-        if version != VERSION || !(PUT..=SIGHTING).contains(&kind) {
+        let brief = decode_brief(kind, copies, &bytes[BRIEF_AT..]);
+        let Some(brief) = brief.filter(|_| version == VERSION) else {
             return Err(RecordError::Newer { version, kind });
-        }
-        let volume = VolumeId(fields.u32(40));
-        let body = match kind {
-            PUT => Body::Put(ChunkHeader {
-                id: seems,
+        };
+        let body = match brief {
+            Brief::Put { id, volume, copies, plain_length } => Body::Put(ChunkHeader {
+                id,
                 volume,
                 copies,
-                plain_length: fields.u32(64),
-                frame_crcs: (68..end).step_by(4).map(|at| fields.u32(at)).collect(),
+                plain_length,
+                frame_crcs: (CRCS_AT..end).step_by(4).map(|at| fields.u32(at)).collect(),
             }),
-            TOMBSTONE => Body::Tombstone(Tombstone { id: seems, volume, copies, tick: fields.u32(64) }),
-            MARK => Body::Mark {
-                segment: SegmentId { boot: fields.u64(40), number: fields.u32(48) },
-                end: fields.u64(56),
-            },
-            _ => Body::Sighting(Sighting {
-                tick: fields.u64(40),
-                revision: fields.u64(48),
-                map_generation: fields.u64(56),
-                epoch: fields.u32(64),
-            }),
+            Brief::Tombstone(tombstone) => Body::Tombstone(tombstone),
+            Brief::Mark { segment, end } => Body::Mark { segment, end },
+            Brief::Sighting(sighting) => Body::Sighting(sighting),
         };
         let record = Record {
             sequence: Sequence { boot: fields.u64(16), number: fields.u64(24) },

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::{
     format::{Body, Position, Record, SegmentId, Sequence, encode_record},
+    hint::{Line, Lines},
     identity::Identity,
 };
 use crate::env::DiskFile;
@@ -20,13 +21,23 @@ pub struct Layout {
     headers: Vec<u8>,
     /// For each record: its header's end among `headers`, its frames, and the padding after them.
     records: Vec<(usize, Vec<Bytes>, usize)>,
+    /// For the segment's hint.
+    pub lines: Lines,
 }
 
 impl Layout {
     /// Nothing yet, at `start` of `segment`: all before it is durable.
     pub fn new(identity: &Identity, segment: SegmentId, start: u64) -> Self {
         let position = Position { incarnation: identity.incarnation, segment, offset: start };
-        Self { start, end: start, position, boot: identity.boot, headers: Vec::new(), records: Vec::new() }
+        Self {
+            start,
+            end: start,
+            position,
+            boot: identity.boot,
+            headers: Vec::new(),
+            records: Vec::new(),
+            lines: Lines::default(),
+        }
     }
 
     /// Adds a record, this boot's `number`th, and gives its offset in the segment.
@@ -39,6 +50,7 @@ impl Layout {
         let position = Position { offset: self.end, ..self.position };
         let record = Record { sequence, durable_end: self.start, body };
         encode_record(&record, &position, &mut self.headers);
+        self.lines.push(&Line { offset: self.end, sequence, brief: record.body.brief() });
         let content = record.header_length() + frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
         self.end += record.total_length();
         let padding = record.total_length() - content;

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use super::{
-    OpenError, StoreOptions, damage, disk_error,
+    OpenError, Opening, StoreOptions, damage, disk_error,
     identity::{SEGMENTS_FOLDER, lock_folder, open_identity},
     recover::{Recovered, recover},
-    segment::SegmentTable,
+    segment::{HINTS_FOLDER, SegmentTable},
     space::Space,
 };
 use crate::env::{DiskFile, Env, sync_with_parents};
@@ -45,9 +45,11 @@ pub fn open_blocking(env: &Env, options: &StoreOptions) -> Result<Opened, OpenEr
     let identity = open_identity(disk, &*env.random, folder, owner, options.opening)?;
     let segments = folder.join(SEGMENTS_FOLDER);
     disk.create_folder(&segments).map_err(disk_error("make the folder", &segments))?;
+    let hints = folder.join(HINTS_FOLDER);
+    disk.create_folder(&hints).map_err(disk_error("make the folder", &hints))?;
     sync_with_parents(disk, &segments).map_err(disk_error("sync the folder", &segments))?;
     let table = SegmentTable::new(env.disk.clone(), folder, identity);
-    let mut recovered = recover(disk, &table)?;
+    let mut recovered = recover(disk, &table, options.opening != Opening::Inspect)?;
     let damaged = damage::recall(disk, folder, &table, &mut recovered.index)?;
     if damaged > 0 {
         tracing::warn!(chunks = damaged, "damaged before this start, and not mended yet");

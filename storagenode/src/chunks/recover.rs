@@ -6,6 +6,8 @@
 //! never acknowledged, and perhaps they were: they count if they are whole. A chunk that is not is *torn*: it is set apart like a
 //! damaged one, so that its sound frames can be read should it be needed, but nobody waits for it to be mended.
 //!
+//! A segment that has ended need not be read through if there is a hint of what is in it (`hint.rs`).
+//!
 //! A tail is judged so at every start, also when a mark tells that nothing was acknowledged after it.
 
 use std::{collections::HashMap, ops::Range};
@@ -15,8 +17,10 @@ use cairn_placement::ChunkId;
 use super::{
     OpenError, disk_error,
     format::{
-        Body, Position, Record, SEGMENT_HEADER_BYTES, SegmentId, Sequence, Sighting, decode_segment_header,
+        Body, Brief, Position, Record, SEGMENT_HEADER_BYTES, SegmentId, Sequence, Sighting,
+        decode_segment_header,
     },
+    hint::{self, Hint, Line, Lines},
     hole::{Hole, hole},
     index::{Damage, Entry, Index, Known, Place},
     read::{read_header, verify_on_device, verify_record},
@@ -40,6 +44,8 @@ pub struct CorruptRange {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RecoveryReport {
     pub segments: u64,
+    /// Of these, how many were not read through, for there was a hint of what is in them.
+    pub hints: u64,
     /// Segments that no clean shutdown had closed.
     pub open_segments: u64,
     pub corrupt: Vec<CorruptRange>,
@@ -59,11 +65,11 @@ pub struct Recovered {
     pub sighting: Sighting,
 }
 
-/// One segment, read through but not judged.
-struct Read {
+/// One segment, opened and synced.
+struct Opened {
     id: SegmentId,
     file: std::sync::Arc<dyn DiskFile>,
-    scan: Scan,
+    size: u64,
     header_damaged: bool,
     /// Its sync failed: what it seems to hold may not be on the disk.
     suspect: bool,
@@ -79,13 +85,18 @@ enum Condition {
 
 /// What counts of one segment.
 struct Judged {
-    records: Vec<(Found, Condition)>,
+    records: Vec<(Line, Condition)>,
     /// Up to here everything is trusted at the next start.
     end: u64,
+    /// Only zeros follow.
+    content_end: u64,
 }
 
-/// Reads all segments into an index. Blocks.
-pub fn recover(disk: &dyn Disk, table: &SegmentTable) -> Result<Recovered, OpenError> {
+/// Where segments are marked to end.
+type Marks = HashMap<SegmentId, u64>;
+
+/// Reads all segments into an index, or their hints, where `hints` lets it. Blocks.
+pub fn recover(disk: &dyn Disk, table: &SegmentTable, hints: bool) -> Result<Recovered, OpenError> {
     let mut recovered = Recovered {
         index: Index::default(),
         report: RecoveryReport::default(),
@@ -94,33 +105,110 @@ pub fn recover(disk: &dyn Disk, table: &SegmentTable) -> Result<Recovered, OpenE
         sighting: Sighting::default(),
     };
     let removed = removed::read(disk, table)?;
-    let mut marks: HashMap<SegmentId, u64> = HashMap::new();
+    let segments = list(disk, table)?;
+    let mut marks = Marks::new();
     // The newest first: what marks a segment is in a newer one, or in itself.
-    for id in list(disk, table)?.into_iter().rev() {
-        let Some(mut read) = read_segment(disk, table, id, marks.get(&id).copied())? else { continue };
-        for found in &read.scan.found {
-            if let Body::Mark { segment, end } = found.record.body {
-                let known = marks.entry(segment).or_default();
-                *known = end.max(*known);
+    for id in segments.iter().rev() {
+        let segment = open_segment(disk, table, *id)?;
+        let hint = if hints { usable_hint(disk, table, &segment, &marks) } else { None };
+        let judged = match hint {
+            Some(Hint { end, size, lines }) => {
+                note_marks(&mut marks, lines.iter().map(|line| line.brief));
+                marks.remove(id);
+                let records = lines.into_iter().map(|line| (line, Condition::Whole)).collect();
+                recovered.report.hints += 1;
+                Judged { records, end, content_end: size }
             }
-        }
-        let marked_end = marks.remove(&id);
-        if marked_end.is_none_or(|end| has_tail(&read.scan, end)) {
-            // The page cache may hold a group whose sync failed, and call it clean.
-            let _ = read.file.forget_cached(0, u64::MAX / 2);
-            read.scan = read_through(table, id, &*read.file)?;
-        }
-        take_in(table, read, marked_end, &mut recovered);
+            None => {
+                let judged = read_segment(disk, table, &segment, &mut marks, &mut recovered, hints)?;
+                let Some(judged) = judged else { continue };
+                judged
+            }
+        };
+        take_in(table, segment, judged, &mut recovered);
     }
     // Marked, with content, and not there.
     for (id, end) in marks.into_iter().filter(|(id, end)| *end > FIRST_RECORD && !removed.contains(id)) {
         table.lost(id);
         corrupt(&mut recovered.report, id, 0..end, None);
     }
+    if hints {
+        hint::remove_others(disk, table, &segments.into_iter().collect());
+    }
     let to_write = &mut recovered.to_write;
     let unmarked = |hole: &mut Hole| to_write.to_mark.iter().any(|(id, _)| *id == table.id(hole.slot));
     to_write.fresh_holes = to_write.holes.extract_if(.., unmarked).collect();
     Ok(recovered)
+}
+
+/// What a hint says, if nothing speaks against it.
+fn usable_hint(disk: &dyn Disk, table: &SegmentTable, segment: &Opened, marks: &Marks) -> Option<Hint> {
+    // In the segment itself there may be a mark, too, but what is read of it is what the hint is to be held against.
+    let marked_end = *marks.get(&segment.id)?;
+    if segment.suspect || segment.header_damaged {
+        return None;
+    }
+    hint::read(disk, table, segment.id, marked_end, segment.size)
+}
+
+fn note_marks(marks: &mut Marks, briefs: impl Iterator<Item = Brief>) {
+    for brief in briefs {
+        if let Brief::Mark { segment, end } = brief {
+            let known = marks.entry(segment).or_default();
+            *known = end.max(*known);
+        }
+    }
+}
+
+/// Reads a segment through and decides what counts; `None` if its making was never finished, and it is gone now. Makes a
+/// hint of what it found, for the next start.
+fn read_segment(
+    disk: &dyn Disk,
+    table: &SegmentTable,
+    segment: &Opened,
+    marks: &mut Marks,
+    recovered: &mut Recovered,
+    hints: bool,
+) -> Result<Option<Judged>, OpenError> {
+    let (id, path) = (segment.id, table.path(segment.id));
+    let mut scan = read_through(table, id, &*segment.file)?;
+    let marked_by_newer = marks.contains_key(&id);
+    if scan.found.is_empty() && scan.gaps.is_empty() && marks.get(&id).is_none_or(|end| *end <= FIRST_RECORD)
+    {
+        // A segment is durable before its first record is written, and this one has none.
+        tracing::warn!(segment = %id, size = segment.size, "removed: nothing was ever written to it");
+        marks.remove(&id);
+        let _ = disk.remove(&path);
+        return Ok(None);
+    }
+    note_marks(marks, scan.found.iter().map(|found| found.record.body.brief()));
+    let marked_end = marks.remove(&id);
+    if marked_end.is_none_or(|end| has_tail(&scan, end)) {
+        // The page cache may hold a group whose sync failed, and call it clean.
+        let _ = segment.file.forget_cached(0, u64::MAX / 2);
+        scan = read_through(table, id, &*segment.file)?;
+    }
+    let judged = judge(table, segment, &scan, marked_end, &mut recovered.report);
+    if marked_end.is_none() {
+        recovered.report.open_segments += 1;
+    }
+    if !marked_by_newer {
+        recovered.to_write.to_mark.push((id, judged.end));
+    }
+    let is_sound = |end: u64| {
+        let corrected = scan.found.iter().any(|found| found.corrected);
+        !segment.suspect
+            && !segment.header_damaged
+            && !corrected
+            && scan.gaps.is_empty()
+            && !has_tail(&scan, end)
+    };
+    if let Some(end) = marked_end.filter(|end| hints && is_sound(*end)) {
+        let mut lines = Lines::default();
+        judged.records.iter().for_each(|(line, _)| lines.push(line));
+        lines.write(disk, table, id, end, judged.size());
+    }
+    Ok(Some(judged))
 }
 
 /// Whether anything but the segment's own mark, written when the store was closed, is after the marked end.
@@ -129,35 +217,36 @@ fn has_tail(scan: &Scan, marked_end: u64) -> bool {
     scan.found.iter().any(after) || scan.gaps.iter().any(|gap| gap.range.end > marked_end)
 }
 
-fn take_in(table: &SegmentTable, read: Read, marked_end: Option<u64>, recovered: &mut Recovered) {
-    let judged = judge(table, &read, marked_end, &mut recovered.report);
+impl Judged {
+    /// What the file is cut to: what was written stays, even a torn tail.
+    fn size(&self) -> u64 {
+        self.content_end.max(self.end)
+    }
+}
+
+fn take_in(table: &SegmentTable, segment: Opened, judged: Judged, recovered: &mut Recovered) {
     recovered.report.segments += 1;
-    // What was written stays, even a torn tail.
-    let end = read.scan.content_end.max(judged.end);
-    recovered.used_bytes += end;
-    if marked_end.is_none() {
-        recovered.to_write.to_mark.push((read.id, judged.end));
-        recovered.report.open_segments += 1;
-    }
-    if read.file.size().is_ok_and(|size| size > end) {
+    let size = judged.size();
+    recovered.used_bytes += size;
+    if segment.size > size {
         // Gives back what was allocated and never written.
-        let _ = read.file.truncate(end);
+        let _ = segment.file.truncate(size);
     }
-    let slot = table.add(read.id, read.file);
-    let bodies = || judged.records.iter().map(|(found, _)| &found.record.body);
-    let tombstones = bodies().filter_map(|body| match body {
-        Body::Tombstone(tombstone) => Some(tombstone.tick),
+    let slot = table.add(segment.id, segment.file);
+    let briefs = || judged.records.iter().map(|(line, _)| &line.brief);
+    let tombstones = briefs().filter_map(|brief| match brief {
+        Brief::Tombstone(tombstone) => Some(tombstone.tick),
         _ => None,
     });
-    let marked = bodies().filter_map(|body| match body {
-        Body::Mark { segment, .. } => Some(*segment),
+    let marked = briefs().filter_map(|brief| match brief {
+        Brief::Mark { segment, .. } => Some(*segment),
         _ => None,
     });
-    table.wrote(slot, end - FIRST_RECORD, tombstones);
+    table.wrote(slot, size - FIRST_RECORD, tombstones);
     table.marks(slot, marked);
     table.ended(slot, judged.end);
-    for (found, condition) in judged.records {
-        apply(table, slot, found, condition, recovered);
+    for (line, condition) in judged.records {
+        apply(table, slot, line, condition, recovered);
     }
 }
 
@@ -190,13 +279,8 @@ fn list(disk: &dyn Disk, table: &SegmentTable) -> Result<Vec<SegmentId>, OpenErr
     Ok(ids)
 }
 
-/// Syncs and scans one segment; `None` if its making was never finished, and it is gone now.
-fn read_segment(
-    disk: &dyn Disk,
-    table: &SegmentTable,
-    id: SegmentId,
-    marked_end: Option<u64>,
-) -> Result<Option<Read>, OpenError> {
+/// Opens and syncs a segment, and looks whose it is.
+fn open_segment(disk: &dyn Disk, table: &SegmentTable, id: SegmentId) -> Result<Opened, OpenError> {
     let path = table.path(id);
     let failed = |action| disk_error(action, &path);
     let file = disk.open(&path, OpenMode::ReadWrite).map_err(failed("open"))?;
@@ -226,51 +310,54 @@ fn read_segment(
         Err(Some(found)) => return Err(OpenError::NewerFormat { path, found, known: 1 }),
         Err(None) => true,
     };
-    let scan = read_through(table, id, &*file)?;
-    if scan.found.is_empty() && scan.gaps.is_empty() && marked_end.is_none_or(|end| end <= FIRST_RECORD) {
-        // A segment is durable before its first record is written, and this one has none.
-        tracing::warn!(segment = %id, size, "removed: nothing was ever written to it");
-        drop(file);
-        let _ = disk.remove(&path);
-        return Ok(None);
-    }
-    Ok(Some(Read { id, file, scan, header_damaged, suspect }))
+    Ok(Opened { id, file, size, header_damaged, suspect })
 }
 
 /// Decides what counts. `marked_end` is where a mark says that the segment ends.
-fn judge(table: &SegmentTable, read: &Read, marked_end: Option<u64>, report: &mut RecoveryReport) -> Judged {
+fn judge(
+    table: &SegmentTable,
+    segment: &Opened,
+    scan: &Scan,
+    marked_end: Option<u64>,
+    report: &mut RecoveryReport,
+) -> Judged {
+    let id = segment.id;
     let durable_end = |found: &Found| Some(found.record.durable_end).filter(|end| *end <= found.offset);
-    let durable_end = read.scan.found.iter().filter_map(durable_end).max().unwrap_or(FIRST_RECORD);
+    let durable_end = scan.found.iter().filter_map(durable_end).max().unwrap_or(FIRST_RECORD);
     let trusted_end = durable_end.max(marked_end.unwrap_or(FIRST_RECORD));
-    if read.header_damaged {
-        corrupt(report, read.id, 0..SEGMENT_HEADER_BYTES, None);
+    if segment.header_damaged {
+        corrupt(report, id, 0..SEGMENT_HEADER_BYTES, None);
     }
-    for Gap { range, seems } in read.scan.gaps.iter().filter(|gap| gap.range.start < trusted_end) {
-        corrupt(report, read.id, range.start..range.end.min(trusted_end), *seems);
+    for Gap { range, seems } in scan.gaps.iter().filter(|gap| gap.range.start < trusted_end) {
+        corrupt(report, id, range.start..range.end.min(trusted_end), *seems);
     }
-    if read.scan.content_end < trusted_end {
-        corrupt(report, read.id, read.scan.content_end..trusted_end, None);
+    if scan.content_end < trusted_end {
+        corrupt(report, id, scan.content_end..trusted_end, None);
     }
-    let position = Position { incarnation: table.identity().incarnation, segment: read.id, offset: 0 };
+    let position = Position { incarnation: table.identity().incarnation, segment: id, offset: 0 };
     let whole = |found: &Found| {
-        verify_record(&*read.file, &found.record, Position { offset: found.offset, ..position })
+        verify_record(&*segment.file, &found.record, Position { offset: found.offset, ..position })
     };
-    let mut judged = Judged { records: Vec::with_capacity(read.scan.found.len()), end: trusted_end };
+    let mut judged = Judged {
+        records: Vec::with_capacity(scan.found.len()),
+        end: trusted_end,
+        content_end: scan.content_end,
+    };
     // A mark is for ever: what is after it is never trusted unseen.
     // Nor is what a failed sync may have left: that it can be read does not say that it is on the disk.
-    let mut connected = marked_end.is_none() && !read.suspect;
+    let mut connected = marked_end.is_none() && !segment.suspect;
     let (mut torn, mut whole_bytes) = (0, 0);
-    for found in &read.scan.found {
+    for found in &scan.found {
         let condition = if found.corrected {
-            let (segment, offset, chunk) = (read.id, found.offset, chunk_of(&found.record));
-            tracing::warn!(%segment, offset, ?chunk, "one byte of a record's header is wrong: it is computed");
+            let (offset, chunk) = (found.offset, chunk_of(&found.record));
+            tracing::warn!(segment = %id, offset, ?chunk, "one byte of a record's header is wrong: it is computed");
             connected &= found.offset < trusted_end;
             if found.offset < trusted_end { Condition::Damaged } else { Condition::Torn }
         } else if found.offset < trusted_end {
-            match if read.suspect { whole(found) } else { Ok(()) } {
+            match if segment.suspect { whole(found) } else { Ok(()) } {
                 Ok(()) => Condition::Whole,
                 Err(_) => {
-                    corrupt(report, read.id, found.offset..found.end(), chunk_of(&found.record));
+                    corrupt(report, id, found.offset..found.end(), chunk_of(&found.record));
                     Condition::Damaged
                 }
             }
@@ -286,13 +373,13 @@ fn judge(table: &SegmentTable, read: &Read, marked_end: Option<u64>, report: &mu
             (connected, torn) = (false, torn + 1);
             Condition::Torn
         };
-        judged.records.push((found.clone(), condition));
+        judged.records.push((Line::of(found), condition));
     }
     report.torn_records += torn;
-    let torn_bytes = read.scan.content_end.saturating_sub(judged.end + whole_bytes);
+    let torn_bytes = scan.content_end.saturating_sub(judged.end + whole_bytes);
     if torn_bytes > 0 && marked_end.is_none() {
-        let (segment, end) = (read.id, judged.end);
-        tracing::warn!(%segment, end, torn_bytes, chunks = torn, "not whole after a crash: never acknowledged, or damaged since");
+        let end = judged.end;
+        tracing::warn!(segment = %id, end, torn_bytes, chunks = torn, "not whole after a crash: never acknowledged, or damaged since");
         report.torn_bytes += torn_bytes;
     }
     judged
@@ -311,11 +398,11 @@ fn corrupt(report: &mut RecoveryReport, segment: SegmentId, range: Range<u64>, s
     report.corrupt.push(CorruptRange { segment: segment.to_string(), range, seems });
 }
 
-fn apply(table: &SegmentTable, slot: u32, found: Found, condition: Condition, recovered: &mut Recovered) {
-    let (index, sequence) = (&mut recovered.index, found.record.sequence);
-    match found.record.body {
-        Body::Put(header) => {
-            let (id, entry) = (header.id, Entry::new(&header, Place::new(slot, found.offset)));
+fn apply(table: &SegmentTable, slot: u32, line: Line, condition: Condition, recovered: &mut Recovered) {
+    let (index, sequence) = (&mut recovered.index, line.sequence);
+    match line.brief {
+        Brief::Put { id, volume, copies, plain_length } => {
+            let entry = Entry { volume, copies, plain_length, place: Place::new(slot, line.offset) };
             let known = index.get(id);
             if let Some(Known::Buried { .. }) = known {
                 table.died(slot, id);
@@ -331,13 +418,13 @@ fn apply(table: &SegmentTable, slot: u32, found: Found, condition: Condition, re
                 (true, Condition::Damaged | Condition::Torn) => index.put_apart(id, damage),
             }
         }
-        Body::Tombstone(tombstone) => {
+        Brief::Tombstone(tombstone) => {
             let old = index.bury(tombstone);
             old.iter().for_each(|old| table.died(old.place.slot, tombstone.id));
             recovered.to_write.holes.extend(old.as_ref().and_then(hole));
         }
-        Body::Mark { .. } => {}
-        Body::Sighting(sighting) => recovered.sighting = recovered.sighting.furthest(sighting),
+        Brief::Mark { .. } => {}
+        Brief::Sighting(sighting) => recovered.sighting = recovered.sighting.furthest(sighting),
     }
 }
 

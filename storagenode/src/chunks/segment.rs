@@ -12,11 +12,13 @@ use parking_lot::Mutex;
 
 use super::{
     format::{Position, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentId, encode_segment_header},
+    hint,
     identity::{Identity, SEGMENTS_FOLDER},
     index::Place,
 };
 use crate::env::{Disk, DiskFile, OpenMode};
 
+pub const HINTS_FOLDER: &str = "hints";
 /// Files kept open. Far below the usual limit of 1,024 for a process, which has sockets too.
 const OPEN_FILES_MAX: usize = 256;
 
@@ -51,6 +53,8 @@ struct Slot {
     marks: BTreeSet<SegmentId>,
     /// Up to here it is trusted; absent while it is written.
     end: Option<u64>,
+    /// It is about to be removed: it is not to be marked any more.
+    going: bool,
     /// Its file is gone, on purpose.
     removed: bool,
 }
@@ -86,6 +90,10 @@ impl SegmentTable {
 
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    pub fn hints_folder(&self) -> PathBuf {
+        self.folder.with_file_name(HINTS_FOLDER)
     }
 
     pub fn identity(&self) -> &Identity {
@@ -146,6 +154,22 @@ impl SegmentTable {
         self.state.lock().slots[slot as usize].marks.extend(marked);
     }
 
+    /// Of marks that are about to be written to a segment, notes and gives those of segments that stay. What a mark names and is
+    /// not there is taken for lost, unless it was noted before as removed.
+    pub fn mark(&self, slot: u32, marks: Vec<(SegmentId, u64)>) -> Vec<(SegmentId, u64)> {
+        let mut state = self.state.lock();
+        let going: HashSet<SegmentId> =
+            state.slots.iter().filter(|slot| slot.going).map(|slot| slot.id).collect();
+        let marks: Vec<_> = marks.into_iter().filter(|(id, _)| !going.contains(id)).collect();
+        state.slots[slot as usize].marks.extend(marks.iter().map(|(id, _)| *id));
+        marks
+    }
+
+    /// Notes that a segment is about to be removed.
+    pub fn going(&self, slot: u32) {
+        self.state.lock().slots[slot as usize].going = true;
+    }
+
     /// Notes that nothing more is written to a segment, which is trusted up to `end`.
     pub fn ended(&self, slot: u32, end: u64) {
         self.state.lock().slots[slot as usize].end = Some(end);
@@ -199,7 +223,9 @@ impl SegmentTable {
         if self.is_removed(slot) {
             return Ok(0);
         }
-        self.disk.remove(&self.path(self.id(slot)))?;
+        let id = self.id(slot);
+        self.disk.remove(&self.path(id))?;
+        hint::remove(&*self.disk, self, id);
         let mut state = self.state.lock();
         state.open.remove(&slot);
         let slot = &mut state.slots[slot as usize];
@@ -236,6 +262,7 @@ impl SegmentTable {
             dead: Vec::new(),
             marks: BTreeSet::new(),
             end: None,
+            going: false,
             removed: false,
         });
         state.keep(slot, file);

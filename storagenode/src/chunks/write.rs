@@ -20,6 +20,7 @@ use super::{
     PutError, PutOutcome,
     format::{SegmentId, Sighting, align},
     group::{Command, Group, LaidOut, MARK_BYTES, Member, Put},
+    hint::Lines,
     hole::{Hole, hole},
     index::{Entry, Known, Place},
     layout::Layout,
@@ -68,6 +69,8 @@ pub struct Writer {
 struct OpenSegment {
     new: NewSegment,
     end: u64,
+    /// What is in it, for its hint.
+    lines: Lines,
 }
 
 impl Writer {
@@ -182,15 +185,17 @@ impl Writer {
             self.store.counters.failed_groups.fetch_add(1, Ordering::Relaxed);
             return group.fail(&format!("no new segment: {error}"));
         }
-        let marks = std::mem::take(&mut self.to_mark);
+        let slot = self.segment.as_ref().expect("room was made").new.slot;
+        let marks = self.store.table.mark(slot, std::mem::take(&mut self.to_mark));
         let sighting = Some(*self.store.sighting.lock()).filter(|sighting| *sighting != self.noted);
         let segment = self.segment.as_mut().expect("room was made");
         let empty = Layout::new(self.store.table.identity(), segment.new.id, segment.end);
-        let LaidOut { layout, puts, copies } = group.lay_out(empty, &mut self.next_record, &marks, sighting);
+        let LaidOut { mut layout, puts, copies } =
+            group.lay_out(empty, &mut self.next_record, &marks, sighting);
         let (start, end, written) = (layout.start, layout.end, layout.end - layout.start);
+        let lines = std::mem::take(&mut layout.lines);
         let group_start = Place::new(segment.new.slot, start);
-        let marked = marks.iter().map(|(id, _)| *id).chain(group.copied_marks());
-        self.store.table.marks(group_start.slot, marked);
+        self.store.table.marks(group_start.slot, group.copied_marks());
         let file = segment.new.file.clone();
         let (disk, folder) = (self.store.env.disk.clone(), self.store.table.folder().to_owned());
         let result = self
@@ -209,6 +214,7 @@ impl Writer {
         match result {
             Ok(disk) => {
                 segment.end = end;
+                segment.lines.append(&lines);
                 self.noted = sighting.unwrap_or(self.noted);
                 let room = segment.new.allocated.saturating_sub(end);
                 self.store.space.wrote(written, room, disk);
@@ -262,13 +268,15 @@ impl Writer {
                 if let Some(full) = full {
                     // Only gives back what was allocated and never written.
                     let _ = full.new.file.truncate(full.end);
+                    let OpenSegment { new, end, lines } = full;
+                    lines.write(&*store.env.disk, &store.table, new.id, end, end);
                 }
                 store.table.create(number, size, needed)
             })
             .await;
         match new {
             Ok(new) => {
-                self.segment = Some(OpenSegment { new, end: FIRST_RECORD });
+                self.segment = Some(OpenSegment { new, end: FIRST_RECORD, lines: Lines::default() });
                 self.noted = Sighting::default();
                 self.store.space.wrote(FIRST_RECORD, 0, None);
                 Ok(())
@@ -400,7 +408,7 @@ impl Writer {
         let Some(segment) = &self.segment else { return };
         let (id, end) = (segment.new.id, segment.end);
         let room = segment.new.allocated - end;
-        let mut marks = std::mem::take(&mut self.to_mark);
+        let mut marks = self.store.table.mark(segment.new.slot, std::mem::take(&mut self.to_mark));
         marks.push((id, end));
         if room < marks.len() as u64 * MARK_BYTES {
             return;
