@@ -58,11 +58,11 @@ async fn a_new_token_opens_the_door_until_it_expires() {
     std::fs::write(&file, left).unwrap();
     until("the token was taken back", async || said(&answer(&cluster, &long), "not known here")).await;
     let output = token_new(&["later", "--expires", "never"], Some(&file));
-    assert!(output.code == Some(0) && output.stderr.contains("nodes pass over line 4"), "{output:?}");
+    assert!(output.code == Some(0) && output.stderr.contains("nodes pass over line 3"), "{output:?}");
     let later = output.stdout.trim().to_owned();
     until("lines after the mistake count", async || said(&answer(&cluster, &later), "\"volumes\"")).await;
     let status = cluster.cairn(&["status"]).stdout;
-    assert!(status.contains("warning: a: CLIENT_TOKENS_FILE") && status.contains("line 4"), "{status}");
+    assert!(status.contains("warning: a: CLIENT_TOKENS_FILE") && status.contains("line 3"), "{status}");
 }
 
 fn said(answer: &str, wanted: &str) -> Result<(), String> {
