@@ -53,6 +53,7 @@ mod index;
 mod inspect;
 mod kek;
 mod layout;
+mod leaves;
 mod open;
 mod read;
 mod recover;
@@ -325,6 +326,8 @@ pub struct Usage {
     /// Chunks of the last groups before crashes that are not whole, and perhaps never were; among neither of these.
     pub torn_chunks: u64,
     pub segments: u64,
+    /// Memory that the index of all of them takes.
+    pub index_bytes: u64,
 }
 
 /// What happened since the store was opened.

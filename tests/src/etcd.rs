@@ -242,6 +242,20 @@ impl EtcdCluster {
         Err(EtcdError::Member { member, what, log })
     }
 
+    /// Requests of its key-value service that all members have answered.
+    pub fn requests(&self) -> std::io::Result<u64> {
+        let count = |line: &str| -> Option<f64> {
+            let labels = line.strip_prefix("grpc_server_handled_total{")?;
+            let is_ours = labels.contains(r#"grpc_service="etcdserverpb.KV""#);
+            labels.rsplit(' ').next().filter(|_| is_ours)?.parse().ok()
+        };
+        let mut all = 0.0;
+        for member in &self.members {
+            all += ask(member.health, "/metrics")?.lines().filter_map(count).sum::<f64>();
+        }
+        Ok(all as u64)
+    }
+
     /// Whether a member answers a linearizable read right now.
     pub fn is_healthy(&self, member: usize) -> bool {
         is_healthy(self.members[member].health)
@@ -335,13 +349,15 @@ fn write_certificates(folder: &Path) -> std::io::Result<EtcdTls> {
 }
 
 fn is_healthy(address: SocketAddr) -> bool {
-    let ask = || -> std::io::Result<bool> {
-        let mut stream = TcpStream::connect_timeout(&address, Duration::from_millis(500))?;
-        stream.set_read_timeout(Some(Duration::from_secs(3)))?;
-        stream.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.take(64 * 1024).read_to_string(&mut answer)?;
-        Ok(answer.contains(r#""health":"true""#))
-    };
-    ask().unwrap_or(false)
+    ask(address, "/health").is_ok_and(|answer| answer.contains(r#""health":"true""#))
+}
+
+/// What a member answers on its port for health and metrics, which has no TLS.
+fn ask(address: SocketAddr, path: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_millis(500))?;
+    stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.take(4 << 20).read_to_string(&mut answer)?;
+    Ok(answer)
 }

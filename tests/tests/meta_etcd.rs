@@ -9,13 +9,15 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use cairn_node::env::real::without_network;
 use cairn_node::meta::conformance::{self, Subject};
+use cairn_node::meta::etcd::EtcdStore;
 use cairn_node::meta::{
-    Compare, DatabaseUrl, Event, Freshness, KeyValue, MetaError, Op, RangeRead, SharedMeta, Txn, Watch,
-    connect,
+    Compare, DatabaseUrl, Event, Freshness, KeyValue, MetaError, MetaStore, Op, RangeRead, SharedMeta, Txn,
+    Watch, connect,
 };
 use cairn_tests::etcd::{EtcdCluster, EtcdOptions};
 use cairn_tests::tools::{Need, require};
-use etcd_client::Client;
+use etcd_client::{Client, DeleteOptions, GetOptions};
+use futures::{StreamExt, stream};
 
 async fn open(url: &str) -> SharedMeta {
     let url: DatabaseUrl = url.parse().unwrap();
@@ -120,6 +122,46 @@ struct Known {
     /// Keys whose write was found not to have happened, for good.
     not_written: HashSet<String>,
     unknown: usize,
+}
+
+/// Reads that are asked for at the same time go to etcd together, and each sees what was written before it was asked for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_at_the_same_time_share_requests() {
+    const TASKS: u64 = 128;
+    const ROUNDS: u64 = 20;
+    let Some(etcd) = three_members() else { return };
+    let store = open(&etcd.database_url("shared")).await;
+    let before = etcd.requests().unwrap();
+    let tasks = (0..TASKS).map(|task| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            let key = Bytes::from(format!("key-{task}"));
+            assert_eq!(store.get(&key).await, Ok(None));
+            let mut revision = 0;
+            for round in 0..ROUNDS {
+                let value = Bytes::from(format!("{task}-{round}"));
+                if round % 4 == 0 {
+                    revision = store.txn(put(key.clone(), value.clone())).await.unwrap().revision;
+                }
+                let read = store.get(&key).await.unwrap().unwrap();
+                assert_eq!((&read.key, read.mod_revision), (&key, revision), "{read:?}");
+                assert_eq!(read.value, format!("{task}-{}", round / 4 * 4));
+            }
+        })
+    });
+    for task in tasks.collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
+    let (reads, writes) = (TASKS * (ROUNDS + 1), TASKS * ROUNDS / 4);
+    let asked = etcd.requests().unwrap() - before - writes;
+    assert!(asked * 4 < reads, "{asked} requests for {reads} reads");
+    // A key that no store takes is refused alone.
+    let (good, long) = (Bytes::from_static(b"key-1"), Bytes::from(vec![b'k'; 5_000]));
+    let all =
+        futures::future::join_all((0..40).map(|n| store.get(if n % 10 == 3 { &long } else { &good }))).await;
+    for (n, answer) in all.into_iter().enumerate() {
+        assert_eq!(matches!(answer, Ok(Some(_))), n % 10 != 3, "{n}: {answer:?}");
+    }
 }
 
 /// Creates one key after the other until `stop`. As a gateway does (R4), each transaction also changes a slot that it
@@ -427,4 +469,86 @@ async fn large_ranges_come_in_pieces() {
             seen += 1;
         }
     }
+}
+
+/// Every key below `key/`, page by page.
+async fn by_pages(store: &EtcdStore, page: usize) -> (Vec<Bytes>, usize) {
+    let mut read = RangeRead { limit: page, keys_only: true, ..RangeRead::prefix(b"key/") };
+    let (mut keys, mut pages) = (Vec::new(), 0);
+    loop {
+        let found = store.range(read.clone()).await.unwrap();
+        pages += 1;
+        assert!(found.entries.len() == page || !found.more, "a page with a hole: {}", found.entries.len());
+        keys.extend(found.entries.into_iter().map(|entry| entry.key));
+        match keys.last().filter(|_| found.more) {
+            Some(last) => read.start = [&last[..], &[0]].concat().into(),
+            None => return (keys, pages),
+        }
+    }
+}
+
+/// etcd walks all of a range that it is asked for a part of: a page of many names must not cost what all of them do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_of_a_long_range_costs_about_what_it_gives() {
+    const KEYS: usize = 60_000;
+    let Some(etcd) = three_members() else { return };
+    let DatabaseUrl::Etcd(address) = etcd.database_url("long").parse().unwrap() else { panic!("etcd") };
+    let store = EtcdStore::open(without_network(), address.clone()).await.unwrap();
+    let key = |n: usize| Bytes::from(format!("key/{n:06}"));
+    let batches: Vec<Vec<usize>> = (0..KEYS).collect::<Vec<_>>().chunks(100).map(<[usize]>::to_vec).collect();
+    let write = |batch: &Vec<usize>| {
+        let (store, then) = (store.clone(), batch.iter().map(|n| Op::put(key(*n), "")).collect());
+        async move { store.txn(Txn { then, ..Txn::default() }).await.unwrap() }
+    };
+    stream::iter(&batches).map(write).buffer_unordered(16).collect::<Vec<_>>().await;
+    let all: Vec<Bytes> = (0..KEYS).map(key).collect();
+    // The first page finds out how long the range is.
+    for page in [1_000, 3_000, 7] {
+        let before = store.walked();
+        let part = store.range(RangeRead { limit: page, ..RangeRead::prefix(b"key/") }).await.unwrap();
+        assert!(part.more && part.entries.len() == page);
+        if page == 7 {
+            continue;
+        }
+        let (keys, pages) = by_pages(&store, page).await;
+        assert!(keys == all, "{} keys", keys.len());
+        let walked = store.walked() - before;
+        let whole = (pages * KEYS / 2) as u64;
+        assert!(
+            walked * 2 < whole,
+            "{walked} keys were walked for {pages} pages, {whole} without milestones"
+        );
+    }
+    assert_eq!(store.range(RangeRead::prefix(b"key/")).await.unwrap().entries.len(), KEYS);
+
+    // Milestones of keys that are gone, and keys without one, as an earlier version leaves them.
+    let mut client = Client::connect(etcd.endpoints(), None).await.unwrap();
+    let of_milestones = || GetOptions::new().with_prefix().with_keys_only();
+    let count =
+        async |client: &mut Client| client.get("long;key/", Some(of_milestones())).await.unwrap().kvs().len();
+    let made = count(&mut client).await;
+    assert!((4..40).contains(&made), "{made}");
+    client.delete("long;key/", Some(DeleteOptions::new().with_prefix())).await.unwrap();
+    for n in [5, 6, 30_000, 99_999] {
+        client.put([&b"long;key/"[..], format!("{n:06}x").as_bytes()].concat(), "", None).await.unwrap();
+    }
+    assert!(by_pages(&store, 900).await.0 == all);
+    let begin = Instant::now();
+    while count(&mut client).await < made + 4 {
+        assert!(begin.elapsed() < Duration::from_secs(30), "missing milestones are not made");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(by_pages(&store, 900).await.0 == all);
+
+    // They go with their keys.
+    let remove = |batch: &Vec<usize>| {
+        let then = batch.iter().map(|n| Op::Delete { key: key(*n) }).collect();
+        let store = store.clone();
+        async move { store.txn(Txn { then, ..Txn::default() }).await.unwrap() }
+    };
+    stream::iter(&batches[50..]).map(remove).buffer_unordered(16).collect::<Vec<_>>().await;
+    assert!(by_pages(&store, 900).await.0 == all[..5_000]);
+    stream::iter(&batches[..50]).map(remove).buffer_unordered(16).collect::<Vec<_>>().await;
+    assert_eq!(count(&mut client).await, 4);
+    assert!(by_pages(&store, 900).await.0.is_empty());
 }

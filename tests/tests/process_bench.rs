@@ -33,7 +33,8 @@ fn a_short_run_gives_every_number() {
     if require(&[Need::Etcd]).is_err() {
         return;
     }
-    let output = run(bench().args(["--files", "2MiB,4KiB", "--json"]), None, LIMIT).unwrap();
+    let arguments = ["--files", "2MiB,4KiB", "--chunks", "130000", "--json"];
+    let output = run(bench().args(arguments), None, LIMIT).unwrap();
     assert!(output.success, "{}", output.stderr);
     let report: Value = serde_json::from_str(&output.stdout).expect("one JSON document");
     for ceiling in [
@@ -53,10 +54,21 @@ fn a_short_run_gives_every_number() {
     }
     positive(&report, "/machine/cores");
     let cases = report["cases"].as_array().expect("cases");
-    let told: Vec<_> = cases.iter().map(|case| (case["direction"].as_str(), &case["file_bytes"])).collect();
+    let told = |setup| {
+        let of = cases.iter().filter(move |case| case["setup"] == setup);
+        of.map(|case| (case["direction"].as_str(), &case["file_bytes"])).collect::<Vec<_>>()
+    };
     let (large, small) = (Value::from(2 << 20), Value::from(4096));
     let (up, down) = (Some("upload"), Some("download"));
-    assert_eq!(told, [(up, &large), (down, &large), (up, &small), (down, &small)]);
+    for setup in ["cluster", "alone"] {
+        assert_eq!(told(setup), [(up, &large), (down, &large), (up, &small), (down, &small)]);
+    }
+    let restart = &report["restart"];
+    for number in ["stored_per_s", "open_s", "open_without_hints_s", "segments", "hints"] {
+        positive(restart, &format!("/{number}"));
+    }
+    assert!(positive(restart, "/index_bytes_per_chunk") < 64.0, "{restart:#}");
+    assert_eq!(restart["chunks"], 130_000);
     for case in cases {
         for number in ["files", "mib_per_s", "files_per_s", "p50_ms", "nodes_cpu_s_per_1000_files"] {
             positive(case, &format!("/{number}"));
@@ -100,7 +112,7 @@ fn ctrl_c_leaves_nothing_behind() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let bench = bench().log(folder.path().join("log")).spawn().unwrap();
+    let bench = bench().args(["--chunks", "0"]).log(folder.path().join("log")).spawn().unwrap();
     let pause = Duration::from_millis(50);
     let all = poll(LIMIT, pause, || {
         assert!(bench.exited().is_none(), "it ended by itself:\n{}", bench.log_tail(20));

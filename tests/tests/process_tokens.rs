@@ -62,7 +62,7 @@ async fn a_new_token_opens_the_door_until_it_expires() {
     let later = output.stdout.trim().to_owned();
     until("lines after the mistake count", async || said(&answer(&cluster, &later), "\"volumes\"")).await;
     let status = cluster.cairn(&["status"]).stdout;
-    assert!(status.contains("warning: a: CLIENT_TOKENS_FILE") && status.contains("line 3"), "{status}");
+    assert!(status.contains("warning: n1: CLIENT_TOKENS_FILE") && status.contains("line 3"), "{status}");
 }
 
 fn said(answer: &str, wanted: &str) -> Result<(), String> {

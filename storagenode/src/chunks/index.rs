@@ -7,13 +7,17 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    ops::{Bound, RangeInclusive},
+    ops::Bound,
 };
 
 use cairn_placement::{ChunkId, Generation, PgId, VolumeId};
 
 use super::{
-    CopySummary, InventoryEntry, Presence, Scope, compact::Live, format::Tombstone, header::ChunkHeader,
+    CopySummary, InventoryEntry, Presence, Scope,
+    compact::Live,
+    format::Tombstone,
+    header::ChunkHeader,
+    leaves::{Key, Leaves},
     store::record_length,
 };
 
@@ -39,6 +43,15 @@ impl Place {
 
     pub fn offset(self) -> u64 {
         u64::from(self.eighth) * 8
+    }
+
+    /// Slot, and offset in units of 8.
+    pub fn parts(self) -> (u32, u32) {
+        (self.slot, self.eighth)
+    }
+
+    pub fn of_parts(slot: u32, eighth: u32) -> Self {
+        Self { slot, eighth }
     }
 }
 
@@ -103,27 +116,28 @@ pub struct Damage {
 #[derive(Default)]
 pub struct Index {
     /// Present and buried ones.
-    entries: BTreeMap<(u64, ChunkId), Known>,
+    entries: Leaves,
     /// Those that are not whole; none of them is in `entries`.
-    damaged: BTreeMap<(u64, ChunkId), Damage>,
+    damaged: BTreeMap<Key, Damage>,
     tombstones: u64,
 }
 
-fn key(id: ChunkId) -> (u64, ChunkId) {
+fn key(id: ChunkId) -> Key {
     (id.hash(), id)
 }
 
-fn keys(pg_bits: u8, pg: PgId) -> RangeInclusive<(u64, ChunkId)> {
+/// The first and the last possible key of a group.
+fn keys(pg_bits: u8, pg: PgId) -> (Key, Key) {
     let (low, high) = pg.hash_range(pg_bits);
     let first = ChunkId { generation: Generation([0; 16]), index: 0 };
     let last = ChunkId { generation: Generation([0xff; 16]), index: u32::MAX };
-    (low, first)..=(high, last)
+    ((low, first), (high, last))
 }
 
 impl Index {
     pub fn get(&self, id: ChunkId) -> Option<Known> {
         let key = key(id);
-        self.entries.get(&key).copied().or_else(|| Some(Known::Damaged(self.damaged.get(&key)?.entry)))
+        self.entries.get(&key).or_else(|| Some(Known::Damaged(self.damaged.get(&key)?.entry)))
     }
 
     pub fn presence(&self, id: ChunkId) -> Presence {
@@ -137,12 +151,13 @@ impl Index {
     /// Puts a chunk where it is, and gives what it replaces, a damaged one; or gives what is known of it and forbids that:
     /// a buried chunk stays so.
     pub fn insert(&mut self, id: ChunkId, entry: Entry) -> Result<Option<Entry>, Known> {
-        match self.entries.entry(key(id)) {
-            std::collections::btree_map::Entry::Vacant(vacant) => {
-                vacant.insert(Known::Present(entry));
-                Ok(self.damaged.remove(&key(id)).map(|damage| damage.entry))
+        let key = key(id);
+        match self.entries.get(&key) {
+            Some(known) => Err(known),
+            None => {
+                self.entries.insert(key, &Known::Present(entry));
+                Ok(self.damaged.remove(&key).map(|damage| damage.entry))
             }
-            std::collections::btree_map::Entry::Occupied(occupied) => Err(*occupied.get()),
         }
     }
 
@@ -150,7 +165,7 @@ impl Index {
     pub fn take(&mut self, id: ChunkId, entry: Entry) {
         if self.presence(id) != Presence::Buried {
             self.damaged.remove(&key(id));
-            self.entries.insert(key(id), Known::Present(entry));
+            self.entries.insert(key(id), &Known::Present(entry));
         }
     }
 
@@ -158,14 +173,14 @@ impl Index {
     pub fn bury(&mut self, tombstone: Tombstone) -> Option<Entry> {
         let Tombstone { id, volume, copies, tick } = tombstone;
         let damaged = self.damaged.remove(&key(id)).map(|damage| damage.entry);
-        match self.entries.insert(key(id), Known::Buried { volume, copies, tick }) {
+        match self.entries.insert(key(id), &Known::Buried { volume, copies, tick }) {
             Some(Known::Present(entry)) => {
                 self.tombstones += 1;
                 Some(entry)
             }
             Some(Known::Buried { tick: earlier, .. }) => {
                 let tick = tick.max(earlier);
-                self.entries.insert(key(id), Known::Buried { volume, copies, tick });
+                self.entries.insert(key(id), &Known::Buried { volume, copies, tick });
                 None
             }
             Some(Known::Damaged(_)) | None => {
@@ -233,15 +248,14 @@ impl Index {
         after: Option<ChunkId>,
         most: usize,
     ) -> (Vec<(ChunkId, Entry)>, Option<ChunkId>) {
-        let start = after.map_or(Bound::Unbounded, |after| Bound::Excluded(key(after)));
-        let mut entries = self.entries.range((start, Bound::Unbounded));
+        let mut entries = self.entries.after(after);
         let (mut found, mut last) = (Vec::new(), None);
         for ((_, id), known) in entries.by_ref().take(most) {
-            last = Some(*id);
+            last = Some(id);
             if let Known::Present(entry) = known
                 && entry.place.slot == slot
             {
-                found.push((*id, *entry));
+                found.push((id, entry));
             }
         }
         (found, last.filter(|_| entries.next().is_some()))
@@ -249,9 +263,9 @@ impl Index {
 
     /// Tells a chunk's new place, if it is whole and at the old one; `false` if not.
     pub fn relocate(&mut self, id: ChunkId, from: Place, to: Place) -> bool {
-        match self.entries.get_mut(&key(id)) {
+        match self.entries.get(&key(id)) {
             Some(Known::Present(entry)) if entry.place == from => {
-                entry.place = to;
+                self.entries.insert(key(id), &Known::Present(Entry { place: to, ..entry }));
                 true
             }
             _ => false,
@@ -265,11 +279,10 @@ impl Index {
         after: Option<ChunkId>,
         most: usize,
     ) -> Option<ChunkId> {
-        let start = after.map_or(Bound::Unbounded, |after| Bound::Excluded(key(after)));
-        let mut entries = self.entries.range((start, Bound::Unbounded));
+        let mut entries = self.entries.after(after);
         let mut last = None;
         for ((_, id), known) in entries.by_ref().take(most) {
-            last = Some(*id);
+            last = Some(id);
             if let Known::Present(entry) = known {
                 live.entry(entry.place.slot).or_default().bytes += record_length(entry.plain_length);
             }
@@ -292,16 +305,16 @@ impl Index {
         after: Option<ChunkId>,
         most: usize,
     ) -> (u64, Option<ChunkId>) {
-        let start = after.map_or(Bound::Unbounded, |after| Bound::Excluded(key(after)));
-        let mut entries = self.entries.range((start, Bound::Unbounded));
+        let mut entries = self.entries.after(after);
         let (mut old, mut last) = (Vec::new(), None);
         for (key, known) in entries.by_ref().take(most) {
             last = Some(key.1);
-            if matches!(known, Known::Buried { tick, .. } if *tick <= up_to) {
-                old.push(*key);
+            if matches!(known, Known::Buried { tick, .. } if tick <= up_to) {
+                old.push(key);
             }
         }
         let last = last.filter(|_| entries.next().is_some());
+        drop(entries);
         for key in &old {
             self.entries.remove(key);
         }
@@ -317,12 +330,18 @@ impl Index {
         self.tombstones
     }
 
+    /// Bytes of memory that it takes.
+    pub fn memory_bytes(&self) -> u64 {
+        let damaged = self.damaged.len() * size_of::<(Key, Damage)>();
+        (self.entries.memory_bytes() + damaged) as u64
+    }
+
     /// Counts and digests of one placement group, by number of copies.
     pub fn summarize(&self, pg_bits: u8, pg: PgId, scope: Scope) -> Vec<CopySummary> {
         let mut by_copies: Vec<CopySummary> = Vec::new();
-        let whole = self.entries.range(keys(pg_bits, pg)).map(|(key, known)| (*key, *known));
-        let wanted =
-            |((_, id), known): &((u64, ChunkId), Known)| scope.has(id.generation) && scope.wants(known);
+        let (first, last) = keys(pg_bits, pg);
+        let whole = self.entries.range(Bound::Included(first), Bound::Included(last));
+        let wanted = |((_, id), known): &(Key, Known)| scope.has(id.generation) && scope.wants(known);
         for ((hash, _), known) in whole.chain(self.damaged_in(pg_bits, pg, scope)).filter(wanted) {
             let copies = match known {
                 Known::Present(entry) | Known::Damaged(entry) => entry.copies,
@@ -345,15 +364,11 @@ impl Index {
     }
 
     /// Damaged chunks of a group, if the scope has them.
-    fn damaged_in(
-        &self,
-        pg_bits: u8,
-        pg: PgId,
-        scope: Scope,
-    ) -> impl Iterator<Item = ((u64, ChunkId), Known)> + '_ {
+    fn damaged_in(&self, pg_bits: u8, pg: PgId, scope: Scope) -> impl Iterator<Item = (Key, Known)> + '_ {
+        let (first, last) = keys(pg_bits, pg);
         let damaged = match scope {
             Scope::Whole { .. } => None,
-            Scope::OnDisk { .. } => Some(self.damaged.range(keys(pg_bits, pg))),
+            Scope::OnDisk { .. } => Some(self.damaged.range(first..=last)),
         };
         damaged.into_iter().flatten().map(|(key, damage)| (*key, Known::Damaged(damage.entry)))
     }
@@ -364,20 +379,19 @@ impl Index {
         pg_bits: u8,
         pg: PgId,
         scope: Scope,
-        after: Option<(u64, ChunkId)>,
+        after: Option<Key>,
         limit: usize,
     ) -> Vec<InventoryEntry> {
-        let all = keys(pg_bits, pg);
+        let (first, last) = keys(pg_bits, pg);
         let start = match after {
-            Some(after) if after >= *all.end() => return Vec::new(),
-            Some(after) if after >= *all.start() => Bound::Excluded(after),
-            _ => Bound::Included(*all.start()),
+            Some(after) if after >= last => return Vec::new(),
+            Some(after) if after >= first => Bound::Excluded(after),
+            _ => Bound::Included(first),
         };
-        let behind = |(key, _): &((u64, ChunkId), Known)| after.is_none_or(|after| *key > after);
-        let mut lines: Vec<((u64, ChunkId), Known)> = self
+        let behind = |(key, _): &(Key, Known)| after.is_none_or(|after| *key > after);
+        let mut lines: Vec<(Key, Known)> = self
             .entries
-            .range((start, Bound::Included(*all.end())))
-            .map(|(key, known)| (*key, *known))
+            .range(start, Bound::Included(last))
             .filter(|((_, id), known)| scope.has(id.generation) && scope.wants(known))
             .take(limit)
             .collect();
@@ -423,11 +437,6 @@ mod tests {
 
     fn tombstone(number: u32, copies: u8) -> Tombstone {
         Tombstone { id: id(number), volume: VolumeId(1), copies, tick: 7 }
-    }
-
-    #[test]
-    fn an_entry_is_small() {
-        assert!(size_of::<((u64, ChunkId), Known)>() <= 56);
     }
 
     #[test]

@@ -326,9 +326,9 @@ impl ChunkStore {
     }
 
     pub fn usage(&self) -> Usage {
-        let (chunks, tombstones, (damaged_chunks, torn_chunks)) = {
+        let (chunks, tombstones, (damaged_chunks, torn_chunks), index_bytes) = {
             let index = self.inner.index.read();
-            (index.chunks(), index.tombstones(), index.damaged_chunks())
+            (index.chunks(), index.tombstones(), index.damaged_chunks(), index.memory_bytes())
         };
         Usage {
             capacity_bytes: self.inner.space.capacity_bytes(),
@@ -340,6 +340,7 @@ impl ChunkStore {
             damaged_chunks,
             torn_chunks,
             segments: self.inner.table.count(),
+            index_bytes,
         }
     }
 

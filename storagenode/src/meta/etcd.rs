@@ -4,7 +4,15 @@
 //! they certainly have not happened ([`errors`]); else the answer is [`MetaError::Unknown`]. Connections are made when
 //! needed and again when lost, so an etcd that was away needs no restart here.
 
-use std::{future::Future, ops::Range, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -22,12 +30,16 @@ use crate::{
 mod convert;
 mod endpoints;
 mod errors;
+mod milestones;
+mod reads;
 mod watch;
 
 use convert::Prefix;
 pub use endpoints::OptionsError;
 use endpoints::{Endpoints, Leader};
 use errors::{Failure, classify};
+use milestones::LongRanges;
+use reads::Reads;
 use watch::EtcdWatch;
 
 /// How long a call may take. Callers with less time give up before.
@@ -51,6 +63,10 @@ struct Inner {
     env: Env,
     endpoints: Endpoints,
     prefix: Prefix,
+    reads: Reads,
+    long_ranges: LongRanges,
+    /// Keys in the ranges that were asked for.
+    walked: AtomicU64,
 }
 
 /// What may be done when an answer is missing.
@@ -87,7 +103,16 @@ impl EtcdStore {
     pub async fn open(env: Env, address: EtcdAddress) -> Result<Self, OptionsError> {
         let prefix = Prefix::new(&address.prefix);
         let endpoints = Endpoints::new(env.clone(), address).await?;
-        Ok(Self { inner: Arc::new(Inner { env, endpoints, prefix }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                env,
+                endpoints,
+                prefix,
+                reads: Reads::default(),
+                long_ranges: LongRanges::default(),
+                walked: AtomicU64::new(0),
+            }),
+        })
     }
 
     /// Has `work` done by some member within [`CALL_TIMEOUT`].
@@ -142,11 +167,11 @@ impl EtcdStore {
     async fn piece(
         &self,
         read: &RangeRead,
-        start: &[u8],
+        (start, end): (&[u8], &[u8]),
         at: u64,
         limit: usize,
     ) -> Result<GetResponse, CallError> {
-        let (key, end) = (self.inner.prefix.key(start), self.inner.prefix.key(&read.end));
+        let (key, end) = (self.inner.prefix.key(start), self.inner.prefix.key(end));
         let mut options = GetOptions::new().with_range(end).with_limit(limit as i64).with_revision(at as i64);
         if read.keys_only {
             options = options.with_keys_only();
@@ -206,7 +231,11 @@ impl MetaStore for EtcdStore {
         let mut piece_limit = MAX_PIECE;
         loop {
             let wanted = if read.limit == 0 { usize::MAX } else { read.limit - page.entries.len() };
-            let mut answer = match self.piece(&read, &start, page.revision, wanted.min(piece_limit)).await {
+            // With all that is wanted at hand, it is only looked whether more follows.
+            let limit = wanted.clamp(1, piece_limit);
+            let ahead = self.ahead(&start, &read.end).await;
+            let end = ahead.end().unwrap_or(&read.end);
+            let mut answer = match self.piece(&read, (&start, end), page.revision, limit).await {
                 Ok(answer) => answer,
                 Err(CallError::TooLarge) if piece_limit > 1 => {
                     piece_limit /= 4;
@@ -218,17 +247,36 @@ impl MetaStore for EtcdStore {
                 }
                 Err(error) => return Err(error.into()),
             };
+            self.inner.walked.fetch_add(answer.count() as u64, Ordering::Relaxed);
+            if ahead.end().is_none() {
+                self.inner.long_ranges.note(end, &answer);
+            }
             if page.revision == 0 {
                 page.revision = revision(answer.header())?;
             }
-            page.entries.extend(self.entries(&mut answer)?);
-            page.more = answer.more();
-            let Some(last) = page.entries.last().filter(|_| page.more) else { return Ok(page) };
-            if page.entries.len() == read.limit {
+            let entries = self.entries(&mut answer)?;
+            self.make_missing(&start, &ahead, &read.end, &entries);
+            let last = entries.last().map(|entry| entry.key.clone());
+            if wanted > 0 {
+                page.entries.extend(entries);
+            } else if last.is_some() {
+                page.more = true;
                 return Ok(page);
             }
-            start = [&last.key[..], &[0]].concat().into();
+            start = match (answer.more(), last, ahead.end()) {
+                (true, Some(_), _) if page.entries.len() == read.limit => {
+                    page.more = true;
+                    return Ok(page);
+                }
+                (true, Some(last), _) => [&last[..], &[0]].concat().into(),
+                (_, _, Some(end)) => end.clone(),
+                _ => return Ok(page),
+            };
         }
+    }
+
+    async fn get(&self, key: &[u8]) -> Result<Option<KeyValue>, MetaError> {
+        self.shared_get(key).await
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnResult, MetaError> {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::Node;
 use crate::{
-    meta::{LeaseId, MetaError, MetaStore, Page, RangeRead, SharedMeta, Txn, TxnResult, Watch},
+    meta::{KeyValue, LeaseId, MetaError, MetaStore, Page, RangeRead, SharedMeta, Txn, TxnResult, Watch},
     metrics::Metrics,
 };
 
@@ -33,6 +33,10 @@ impl CountedMeta {
 impl MetaStore for CountedMeta {
     async fn range(&self, read: RangeRead) -> Result<Page, MetaError> {
         self.count(self.inner.range(read).await)
+    }
+
+    async fn get(&self, key: &[u8]) -> Result<Option<KeyValue>, MetaError> {
+        self.count(self.inner.get(key).await)
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnResult, MetaError> {

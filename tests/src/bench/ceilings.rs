@@ -196,7 +196,7 @@ impl Plan {
                 let (path, buffer) = (folder.join(format!("writer-{index}")), &buffer);
                 scope.spawn(move || self.write(&path, buffer, 1))
             };
-            let writers: Vec<_> = (0..super::cluster::NODES).map(write).collect();
+            let writers: Vec<_> = (0..super::Setup::Cluster.nodes()).map(write).collect();
             writers.into_iter().map(joined).sum::<Result<f64>>()
         })?;
         Ok(DiskSpeed {
@@ -253,7 +253,13 @@ impl Plan {
         let mut index = 0;
         while self.goes_on(begun)? {
             let id = ChunkId { generation, index };
-            std::hint::black_box(seal_chunk(&key, VolumeId(1), super::COPIES as u8, id, &plain)?);
+            std::hint::black_box(seal_chunk(
+                &key,
+                VolumeId(1),
+                super::Setup::Cluster.copies() as u8,
+                id,
+                &plain,
+            )?);
             sealed += CHUNK_BYTES;
             index += 1;
         }

@@ -1,4 +1,5 @@
-//! What is measured: four nodes in three zones on a three-member etcd, and volumes, which come and go with the cases.
+//! What is measured: four nodes in three zones on a three-member etcd, or one alone, and volumes, which come and go with
+//! the cases.
 
 use std::{
     cell::Cell,
@@ -7,19 +8,24 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use cairn_client::{Client, ClientConfig, CreateVolume, Pem, StatusResponse};
+use cairn_client::{Client, ClientConfig, CreateVolume, ListOptions, Pem, StatusResponse};
 use cairn_node::env::{Disk as _, real::RealDisk};
 
-use super::{CHUNK_BYTES, COPIES, blocking, report::Copies, usage::Meter};
+use super::{
+    CHUNK_BYTES, Setup, blocking,
+    load::percentile_ms,
+    report::{Copies, Listing},
+    usage::Meter,
+};
 use crate::{
     cairn::{CairnCluster, ClusterOptions},
     etcd::EtcdCluster,
+    scratch::Scratch,
     tools::Tools,
 };
 
-const ZONES: [&str; 4] = ["a", "a", "b", "c"];
-/// How many nodes there are.
-pub const NODES: u64 = ZONES.len() as u64;
+/// Names in a page of a listing: as many as a server gives at most.
+const PAGE: u32 = 1_000;
 const SETTLED_WITHIN: Duration = Duration::from_secs(120);
 /// A node gives up on a copy after five seconds; then it is repair's business.
 const STRAGGLERS_WITHIN: Duration = Duration::from_secs(6);
@@ -30,7 +36,9 @@ pub struct Bed {
     /// Before etcd: it ends first.
     cluster: CairnCluster,
     pub meter: Meter,
-    _etcd: EtcdCluster,
+    pub setup: Setup,
+    _etcd: Option<EtcdCluster>,
+    _metadata: Scratch,
 }
 
 pub async fn start_etcd(tools: Tools) -> Result<EtcdCluster> {
@@ -38,10 +46,16 @@ pub async fn start_etcd(tools: Tools) -> Result<EtcdCluster> {
 }
 
 impl Bed {
-    pub async fn start(etcd: EtcdCluster, folder: &Path) -> Result<Self> {
+    /// Without etcd, the metadata is embedded in the one node.
+    pub async fn start(setup: Setup, etcd: Option<EtcdCluster>, folder: &Path) -> Result<Self> {
+        let metadata = Scratch::new("bench-metadata")?;
+        let url = match &etcd {
+            Some(etcd) => etcd.database_url("/bench"),
+            None => format!("embedded://{}", metadata.path().join("metadata").display()),
+        };
         let available = RealDisk.space(folder)?.available_bytes.to_string();
         // As in production, but that deleted content goes at once: it would fill the disk.
-        let options = ClusterOptions::new(&ZONES, etcd.database_url("/bench"))
+        let options = ClusterOptions::new(setup.zones(), url)
             .with("CAPACITY", available) // else the reserve is a part of a disk that may be full
             .with("LEASE_SECONDS", "10")
             .with("REPAIR_SECONDS", "5")
@@ -50,7 +64,7 @@ impl Bed {
         let cluster = CairnCluster::start(options).await;
         let nodes = (0..cluster.len()).map(|index| cluster.process(index).pid()).collect();
         let meter = Meter::new(nodes, folder)?;
-        let bed = Self { cluster, meter, _etcd: etcd };
+        let bed = Self { cluster, meter, setup, _etcd: etcd, _metadata: metadata };
         bed.wait_settled().await?;
         Ok(bed)
     }
@@ -76,7 +90,7 @@ impl Bed {
     pub async fn create_volume(&self, name: &str) -> Result<()> {
         let volume = CreateVolume {
             name: name.to_owned(),
-            copies: Some(COPIES as u32),
+            copies: Some(self.setup.copies() as u32),
             chunk_size_bytes: Some(CHUNK_BYTES as u32),
         };
         self.client(1).create_volume(volume).await.with_context(|| format!("volume {name}"))?;
@@ -98,19 +112,42 @@ impl Bed {
 
     /// Counts copies, just after `files` files of `file_bytes` were acknowledged: a majority of each chunk's are there.
     pub async fn copies(&self, files: u64, file_bytes: u64) -> Result<Copies> {
-        let chunks = files * file_bytes.div_ceil(CHUNK_BYTES);
+        let (chunks, wanted) = (files * file_bytes.div_ceil(CHUNK_BYTES), self.setup.copies());
         let client = self.client(1);
         let begun = Instant::now();
         let mut at_end = None;
         loop {
             let copies: u64 = client.status().await?.nodes.iter().map(|node| node.chunks).sum();
-            let at_end = *at_end.get_or_insert((copies as f64 / chunks as f64).min(COPIES as f64));
-            let all = copies >= COPIES * chunks;
+            let at_end = *at_end.get_or_insert((copies as f64 / chunks as f64).min(wanted as f64));
+            let all = copies >= wanted * chunks;
             if all || begun.elapsed() > STRAGGLERS_WITHIN {
                 return Ok(Copies { at_end, all_after_s: all.then(|| begun.elapsed().as_secs_f64()) });
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// Lists a volume from its first name to its last one.
+    pub async fn list(&self, volume: &str) -> Result<Listing> {
+        let options = ListOptions { page_size: PAGE, ..ListOptions::default() };
+        let mut listing = self.client(1).list(volume, options);
+        let (mut names, mut times) = (0, Vec::new());
+        let begun = Instant::now();
+        loop {
+            let asked = Instant::now();
+            let Some(page) = listing.next_page().await? else { break };
+            times.push(asked.elapsed());
+            names += page.files.len() as u64;
+        }
+        let names_per_s = names as f64 / begun.elapsed().as_secs_f64();
+        times.sort_unstable();
+        Ok(Listing {
+            setup: self.setup,
+            names,
+            names_per_s,
+            page_names: PAGE,
+            page_p50_ms: percentile_ms(&times, 50),
+        })
     }
 
     /// Waits until every copy is where it should be.

@@ -36,9 +36,12 @@ pub struct Content {
     size: u64,
 }
 
+/// Larger files hold the same bytes again and again: content is kept in memory.
+const MOST_OF_A_FILE: u64 = 64 << 20;
+
 impl Content {
     pub fn new(size: u64) -> Self {
-        let mut base = vec![0; size as usize + SHIFT_BYTES];
+        let mut base = vec![0; size.min(MOST_OF_A_FILE) as usize + SHIFT_BYTES];
         StdRng::seed_from_u64(size).fill_bytes(&mut base);
         Self { base: base.into(), size }
     }
@@ -46,14 +49,18 @@ impl Content {
     /// The content of file `number`. Only its first piece is copied.
     fn file(&self, number: u64) -> FileContent {
         let start = (number.wrapping_mul(SHIFT) % SHIFT_BYTES as u64) as usize;
-        let whole = self.base.slice(start..start + self.size as usize);
-        let mut first = BytesMut::from(&whole[..whole.len().min(PIECE_BYTES)]);
+        let once = self.base.slice(start..start + self.size.min(MOST_OF_A_FILE) as usize);
+        let piece = |at: u64| {
+            let from = (at % MOST_OF_A_FILE) as usize;
+            let length = PIECE_BYTES.min((self.size - at) as usize);
+            once.slice(from..from + length)
+        };
+        let mut pieces: Vec<Bytes> = (0..self.size).step_by(PIECE_BYTES).map(piece).collect();
+        let mut first = BytesMut::from(&pieces[0][..]);
         let mark = blake3::hash(&number.to_le_bytes());
         let length = first.len().min(mark.as_bytes().len());
         first[..length].copy_from_slice(&mark.as_bytes()[..length]);
-        let mut pieces = vec![first.freeze()];
-        let cuts = (PIECE_BYTES..whole.len()).step_by(PIECE_BYTES);
-        pieces.extend(cuts.map(|at| whole.slice(at..whole.len().min(at + PIECE_BYTES))));
+        pieces[0] = first.freeze();
         FileContent { pieces, size: self.size }
     }
 }

@@ -6,10 +6,10 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::{
-    COPIES, GIB, MIB, Options, Size,
+    GIB, MIB, Measurements, Options, Setup, Size,
     ceilings::Ceilings,
-    cluster::NODES,
     load::{Direction, Measured},
+    restart::Restart,
     usage::{Machine, Usage},
 };
 
@@ -26,13 +26,26 @@ pub struct Report {
     pub options: Options,
     pub ceilings: Ceilings,
     pub cases: Vec<Case>,
+    pub listings: Vec<Listing>,
+    pub restart: Option<Restart>,
     /// What makes these numbers worth less.
     pub warnings: Vec<String>,
+}
+
+/// A volume listed from its first name to its last one.
+#[derive(Debug, Clone, Serialize)]
+pub struct Listing {
+    pub setup: Setup,
+    pub names: u64,
+    pub names_per_s: f64,
+    pub page_names: u32,
+    pub page_p50_ms: f64,
 }
 
 /// One row of the table.
 #[derive(Debug, Serialize)]
 pub struct Case {
+    pub setup: Setup,
     pub file_bytes: Size,
     pub direction: &'static str,
     pub streams: usize,
@@ -76,6 +89,7 @@ pub struct Ceiling {
 
 impl Case {
     pub fn new(
+        setup: Setup,
         size: Size,
         direction: Direction,
         streams: usize,
@@ -87,6 +101,7 @@ impl Case {
         let thousands = measured.files as f64 / 1e3;
         let files_per_s = measured.files as f64 / measured.seconds;
         Self {
+            setup,
             file_bytes: size,
             direction: direction.word(),
             streams,
@@ -125,13 +140,18 @@ impl Case {
 
     fn lowest_ceiling(&self, ceilings: &Ceilings) -> Option<Ceiling> {
         let mib = self.file_bytes.0 as f64 / MIB as f64;
-        let etcd = ceilings.etcd.iter().find(|speed| speed.in_flight == self.streams)?;
-        let limits = if self.is_upload() {
-            let disk = ceilings.disk.best_mib_per_s() / COPIES as f64;
-            [("disk/3", disk), ("etcd creates", etcd.creates_per_s * mib)]
-        } else {
-            [("TLS", ceilings.tls.mib_per_s), ("etcd reads", etcd.reads_per_s * mib)]
-        };
+        let mut limits = vec![("TLS", ceilings.tls.mib_per_s)];
+        if self.is_upload() {
+            let name = if self.setup.copies() == 1 { "disk" } else { "disk/3" };
+            limits.push((name, ceilings.disk.best_mib_per_s() / self.setup.copies() as f64));
+        }
+        if self.setup == Setup::Cluster {
+            let etcd = ceilings.etcd.iter().find(|speed| speed.in_flight == self.streams)?;
+            limits.push(match self.is_upload() {
+                true => ("etcd creates", etcd.creates_per_s * mib),
+                false => ("etcd reads", etcd.reads_per_s * mib),
+            });
+        }
         let lowest = limits.into_iter().min_by(|a, b| a.1.total_cmp(&b.1));
         lowest.map(|(name, mib_per_s)| Ceiling {
             name,
@@ -179,7 +199,12 @@ impl Case {
                 write!(text, "; the disk wrote {:.1} bytes for each of content", written as f64 / content);
         }
         if let Some(copies) = &self.copies {
-            let _ = write!(text, "; {:.2} of {COPIES} copies were there at the end", copies.at_end);
+            let _ = write!(
+                text,
+                "; {:.2} of {} copies were there at the end",
+                copies.at_end,
+                self.setup.copies()
+            );
             let _ = match copies.all_after_s {
                 Some(after) => write!(text, ", all {after:.1} s later"),
                 None => write!(text, ", and some were left to repair"),
@@ -204,6 +229,16 @@ impl Case {
         if self.is_large() {
             return Some(self.explain_cpu(ceilings));
         }
+        if self.setup == Setup::Alone {
+            let (disk, p50) = (ceilings.disk.small_p50_ms, self.p50_ms);
+            return self.is_upload().then(|| {
+                format!(
+                    "with nothing else running, the durable write of a chunk and that of its record ({disk:.1} ms each) take \
+                     {:.1} of the p50's {p50:.1} ms",
+                    2.0 * disk
+                )
+            });
+        }
         let etcd = ceilings.etcd.iter().find(|speed| speed.in_flight == self.streams)?;
         let ms = |rate: f64| 1e3 * self.streams as f64 / rate;
         let read = ms(etcd.reads_per_s);
@@ -225,9 +260,10 @@ impl Case {
     fn explain_cpu(&self, ceilings: &Ceilings) -> String {
         let tls = &ceilings.tls;
         let hop = tls.sender_cpu_s_per_gib + tls.receiver_cpu_s_per_gib;
-        let at_home = COPIES as f64 / NODES as f64;
+        let copies = self.setup.copies() as f64;
+        let at_home = copies / self.setup.nodes() as f64;
         let (way, hops) = match self.is_upload() {
-            true => (tls.receiver_cpu_s_per_gib, COPIES as f64 - at_home),
+            true => (tls.receiver_cpu_s_per_gib, copies - at_home),
             false => (tls.sender_cpu_s_per_gib, 1.0 - at_home),
         };
         let tls = way + hops * hop;
@@ -243,7 +279,8 @@ impl Case {
 }
 
 impl Report {
-    pub fn new(options: Options, machine: Machine, ceilings: Ceilings, mut cases: Vec<Case>) -> Self {
+    pub fn new(options: Options, machine: Machine, ceilings: Ceilings, measured: Measurements) -> Self {
+        let Measurements { mut cases, listings, restart } = measured;
         let mut warnings = Vec::new();
         if !machine.optimised {
             warnings.push("this build is not optimised: use `make bench`".to_owned());
@@ -266,12 +303,25 @@ impl Report {
             let first = cases.iter().find_map(|case| case.first_error.clone()).unwrap_or_default();
             warnings.push(format!("{failed} transfers failed and are not counted; the first: {first}"));
         }
-        Self { machine, options, ceilings, cases, warnings }
+        Self { machine, options, ceilings, cases, listings, restart, warnings }
     }
 
     /// The report for people, at most 120 columns wide.
     pub fn text(&self) -> String {
         let mut text = self.header();
+        for setup in &self.options.setups {
+            let _ = writeln!(text, "\n{}", setup.describe());
+            self.tables(*setup, &mut text);
+        }
+        text.push('\n');
+        for warning in &self.warnings {
+            text.push_str(&wrapped("WARNING", warning));
+        }
+        text
+    }
+
+    /// A table for each size of files.
+    fn tables(&self, setup: Setup, text: &mut String) {
         for size in &self.options.files {
             let large = size.0 >= LARGE_FILE;
             let (unit, more) = match large {
@@ -294,20 +344,24 @@ impl Report {
                 "client",
                 "peak MiB"
             );
-            for case in self.cases.iter().filter(|case| case.file_bytes == *size) {
+            let cases = || self.cases.iter().filter(|case| case.setup == setup && case.file_bytes == *size);
+            for case in cases() {
                 text.push_str(&row(case));
             }
             text.push_str("what held it back:\n");
-            for case in self.cases.iter().filter(|case| case.file_bytes == *size) {
+            for case in cases() {
                 let label = format!("{} {}", case.direction, case.streams);
                 text.push_str(&wrapped(&label, &case.held_back_by));
             }
         }
-        text.push('\n');
-        for warning in &self.warnings {
-            text.push_str(&wrapped("WARNING", warning));
+        for Listing { names, names_per_s, page_names, page_p50_ms, .. } in
+            self.listings.iter().filter(|listing| listing.setup == setup)
+        {
+            let _ = writeln!(
+                text,
+                "\nlisting {names} names: {names_per_s:.0} names/s; a page of {page_names} takes {page_p50_ms:.1} ms (p50)"
+            );
         }
-        text
     }
 
     fn header(&self) -> String {
@@ -317,9 +371,8 @@ impl Report {
         let mut text = format!(
             "\nCairn on one machine, {measured_at}: {cores} cores ({processor}), {memory:.0} GiB, {disk}, \
              Linux {kernel}\n\
-             Four nodes in three zones, etcd of three members, TLS, three copies, clients on the same machine.\n\
-             An upload is acknowledged when 2 of 3 copies are durable and the record is committed; the third follows\n\
-             at once. Downloads come from the page cache. {} s a case.\n\nceilings\n",
+             TLS, clients on the same machine. An upload is acknowledged when a majority of the copies is durable (2 of\n\
+             3) and the record is committed; the third follows at once. Downloads come from the page cache. {} s a case.\n\nceilings\n",
             self.options.seconds
         );
         let mut line = |what: &str, value: String| _ = writeln!(text, "  {what:<26} {value}");
@@ -337,8 +390,12 @@ impl Report {
         line(
             "durable writes",
             format!(
-                "{:.0} MiB/s synced each 4 MiB, {:.0} each 32 MiB, {:.0} with {NODES} writers; 4 KiB {:.2} ms",
-                disks.each_mib_per_s, disks.grouped_mib_per_s, disks.writers_mib_per_s, disks.small_p50_ms
+                "{:.0} MiB/s synced each 4 MiB, {:.0} each 32 MiB, {:.0} with {} writers; 4 KiB {:.2} ms",
+                disks.each_mib_per_s,
+                disks.grouped_mib_per_s,
+                disks.writers_mib_per_s,
+                Setup::Cluster.nodes(),
+                disks.small_p50_ms
             ),
         );
         line("sealing, one core", format!("{:.0} MiB/s", self.ceilings.sealing_mib_per_s));
@@ -346,8 +403,21 @@ impl Report {
             let speeds = format!("{:.0} creates/s, {:.0} reads/s", etcd.creates_per_s, etcd.reads_per_s);
             line(&format!("etcd alone, {} in flight", etcd.in_flight), speeds);
         }
+        if let Some(restart) = &self.restart {
+            text.push_str(&restarted(restart));
+        }
         text
     }
+}
+
+fn restarted(restart: &Restart) -> String {
+    let Restart { chunks, chunk_bytes, stored_per_s, index_bytes_per_chunk, open_s, .. } = restart;
+    format!(
+        "\na store with {chunks} chunks of {chunk_bytes} bytes\n  {stored_per_s:.0} stored/s by one process, sealed and \
+         durable; {index_bytes_per_chunk:.1} bytes of memory for each\n  opened again in {open_s:.2} s; in {:.2} s without \
+         hints (of {} segments, {} had one)\n",
+        restart.open_without_hints_s, restart.segments, restart.hints
+    )
 }
 
 fn row(case: &Case) -> String {
@@ -410,9 +480,13 @@ mod tests {
     use crate::bench::ceilings::{DiskSpeed, EtcdSpeed, Tls};
 
     fn case(direction: Direction, file_bytes: u64, usage: Usage) -> Case {
+        case_of(Setup::Cluster, direction, file_bytes, usage)
+    }
+
+    fn case_of(setup: Setup, direction: Direction, file_bytes: u64, usage: Usage) -> Case {
         let measured =
             Measured { files: 100, seconds: 10.0, p50_ms: 5.0, p99_ms: 9.0, ..Measured::default() };
-        Case::new(Size(file_bytes), direction, 8, measured, usage, Some(64 * MIB))
+        Case::new(setup, Size(file_bytes), direction, 8, measured, usage, Some(64 * MIB))
     }
 
     fn usage(nodes: f64, client: f64, disk_busy: f64) -> Usage {
@@ -439,8 +513,27 @@ mod tests {
         };
         let mut machine = crate::bench::usage::machine(std::path::Path::new("."));
         (machine.cores, machine.optimised) = (2, true);
-        let options = Options { seconds: 10, files: vec![Size(10 * MIB), Size(4096)], streams: vec![8] };
-        Report::new(options, machine, ceilings, cases)
+        let options = Options {
+            seconds: 10,
+            files: vec![Size(10 * MIB), Size(4096)],
+            streams: vec![8],
+            setups: vec![Setup::Cluster, Setup::Alone],
+            chunks: 5,
+        };
+        let listing =
+            |setup| Listing { setup, names: 20_000, names_per_s: 4e5, page_names: 1_000, page_p50_ms: 2.0 };
+        let restart = Restart {
+            chunks: 5,
+            chunk_bytes: 2_048,
+            stored_per_s: 1e4,
+            index_bytes_per_chunk: 43.0,
+            open_s: 1.0,
+            open_without_hints_s: 4.0,
+            segments: 9,
+            hints: 8,
+        };
+        let listings = options.setups.iter().copied().map(listing).collect();
+        Report::new(options, machine, ceilings, Measurements { cases, listings, restart: Some(restart) })
     }
 
     #[test]
@@ -467,6 +560,25 @@ mod tests {
         assert_eq!(names, ["disk/3", "TLS", "etcd creates", "etcd reads"]);
         // 100 files of 10 MiB in 10 s; 450 MiB/s for three copies.
         assert_eq!((found[0].mib_per_s, found[0].percent_reached.round()), (150.0, 67.0));
+    }
+
+    /// Nothing of a node alone is compared with etcd, and it has no copies to make.
+    #[test]
+    fn a_node_alone_has_limits_of_its_own() {
+        let (up, down) = (Direction::Upload { most_files: 1 }, Direction::Download { files: 1 });
+        let cases = [(up, 10 * MIB), (down, 10 * MIB), (up, 4096), (down, 4096)];
+        let of = |(direction, size)| case_of(Setup::Alone, direction, size, usage(1.0, 1.0, 0.1));
+        let report = report(cases.map(of).into());
+        let found: Vec<_> = report.cases.iter().map(|case| case.ceiling.clone().unwrap()).collect();
+        let names: Vec<_> = found.iter().map(|ceiling| ceiling.name).collect();
+        assert_eq!(names, ["disk", "TLS", "disk", "TLS"]);
+        assert_eq!(found[0].mib_per_s, 450.0);
+        let told = &report.cases[0].held_back_by;
+        assert!(told.contains("0.00 between nodes"), "{told}");
+        let text = report.text();
+        let (cluster, alone) = text.split_once(Setup::Alone.describe()).unwrap();
+        assert_eq!((rows(cluster).len(), rows(alone).len()), (0, 4), "{text}");
+        assert!(cluster.contains("43.0 bytes of memory") && alone.contains("listing 20000 names"), "{text}");
     }
 
     /// Each row of the table: the size it stands under, then column → value.

@@ -110,7 +110,7 @@ impl Tokens {
     }
 
     fn use_file(&self, file: TokenFile) {
-        self.complain(file.complaint().map(|mistake| format!("it counts without its mistakes: {mistake}")));
+        self.complain(file.complaint().map(|mistake| format!("passed over: {mistake}")));
         let mut tokens = self.tokens.write();
         if *tokens == file.tokens {
             return;

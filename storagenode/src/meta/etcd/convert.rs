@@ -3,23 +3,36 @@
 use bytes::Bytes;
 use etcd_client::{Compare as EtcdCompare, CompareOp, PutOptions, TxnOp, TxnOpResponse};
 
+use super::milestones;
 use crate::meta::{Compare, KeyValue, MetaError, Op, Txn};
 
-/// What stands before each of our keys.
-pub(super) struct Prefix(Vec<u8>);
+/// What stands before each of our keys, and before its milestone.
+pub(super) struct Prefix {
+    keys: Vec<u8>,
+    milestones: Vec<u8>,
+}
 
 impl Prefix {
     /// After `name`, a sign that no name has: `a/b` must not lie within `a`.
     pub(super) fn new(name: &str) -> Self {
-        Self(format!("{name}:").into_bytes())
+        Self { keys: format!("{name}:").into_bytes(), milestones: format!("{name};").into_bytes() }
     }
 
     pub(super) fn key(&self, key: &[u8]) -> Vec<u8> {
-        [&self.0, key].concat()
+        [&self.keys, key].concat()
+    }
+
+    pub(super) fn milestone(&self, key: &[u8]) -> Vec<u8> {
+        [&self.milestones, key].concat()
+    }
+
+    /// The key of a milestone.
+    pub(super) fn strip_milestone(&self, key: &[u8]) -> Option<Bytes> {
+        key.strip_prefix(&self.milestones[..]).map(Bytes::copy_from_slice)
     }
 
     pub(super) fn strip(&self, key: &[u8]) -> Result<Bytes, MetaError> {
-        match key.strip_prefix(&self.0[..]) {
+        match key.strip_prefix(&self.keys[..]) {
             Some(key) => Ok(Bytes::copy_from_slice(key)),
             None => Err(MetaError::Damaged("etcd has answered with a key that was not asked for".to_owned())),
         }
@@ -53,7 +66,8 @@ impl Prefix {
     fn ops(&self, ops: &[Op]) -> Vec<TxnOp> {
         let reads = ops.iter().filter(|op| is_read(op));
         let writes = ops.iter().filter(|op| !is_read(op));
-        reads.chain(writes).map(|op| self.op(op)).collect()
+        let milestones = milestones::ops(ops, |key| self.milestone(key));
+        reads.chain(writes).map(|op| self.op(op)).chain(milestones).collect()
     }
 
     fn op(&self, op: &Op) -> TxnOp {
