@@ -40,6 +40,11 @@ async fn cluster(plant: Plant) -> SimCluster {
     while files.create_volume(&volume(), 3, CHUNK_BYTES as u32).await.is_err() {
         cluster.clock.sleep(Duration::from_millis(200)).await;
     }
+    upload(&files).await;
+    cluster
+}
+
+async fn upload(files: &SharedFiles) {
     let spec = UploadSpec {
         volume: volume(),
         path: path(),
@@ -49,7 +54,6 @@ async fn cluster(plant: Plant) -> SimCluster {
         content_type: String::new(),
     };
     files.upload(spec, stream::iter([Ok(Bytes::from(content()))]).boxed()).await.expect("a file is stored");
-    cluster
 }
 
 async fn delete(files: &SharedFiles) {
@@ -165,5 +169,40 @@ fn what_a_killed_gateway_pinned_goes() {
         cluster.clock.sleep(Duration::from_secs(30)).await;
         assert_eq!(pins(&cluster).await, 0);
         assert!(resting(&cluster).await.is_empty());
+    });
+}
+
+/// What is stored, deleted and given back while the clocks of all machines are set back and forward by days.
+#[test]
+fn a_clock_that_jumps_by_days_changes_nothing() {
+    runtime().block_on(async {
+        let cluster = cluster(Plant::None).await;
+        let files = cluster.files(0).unwrap();
+        let stored = || async { files.download(&volume(), &path(), RangeSpec::All, None).await };
+        for days in [-1, 3, -30, 28] {
+            let first = stored().await.expect("it is there").file.generation;
+            cluster.set_clocks_forward(days * 86_400_000);
+            cluster.clock.sleep(Duration::from_secs(30)).await;
+            assert_eq!(stored().await.expect("it is still there").file.generation, first);
+            upload(&files).await;
+            let second = stored().await.expect("it is replaced").file.generation;
+            assert_ne!(first, second, "the later one is read, whatever time it has");
+            let mut download = stored().await.unwrap();
+            let mut bytes = Vec::new();
+            while let Some(piece) = download.content.next().await {
+                bytes.extend_from_slice(&piece.unwrap());
+            }
+            assert!(bytes == content());
+            drop(download);
+            // Neither at once nor never: what was replaced rests for its ticks, and goes.
+            assert!(!resting(&cluster).await.is_empty(), "{days}");
+            cluster.clock.sleep(REST * 2).await;
+            assert!(resting(&cluster).await.is_empty(), "{days}");
+        }
+        delete(&files).await;
+        cluster.set_clocks_forward(-86_400_000);
+        cluster.clock.sleep(REST * 2).await;
+        assert!(matches!(stored().await, Err(FileError::FileNotFound { .. })));
+        assert!(Leftovers::of(&cluster).await.resting.is_empty());
     });
 }

@@ -19,6 +19,13 @@ use crate::{
 /// Content leaves in messages of at most this size.
 pub const MAX_OUT_BYTES: usize = 1 << 20;
 
+/// A client of which this much does not come, or go, within the limit for stalls is given up: it would hold memory that others
+/// wait for. Only the time counts in which it is waited for.
+pub const MIN_BYTES_A_STALL: u64 = 64 << 10;
+
+/// A reader for whom it was waited so long gets content in small messages, so that slow ones can be told from dead ones.
+const SLOW: Duration = Duration::from_secs(2);
+
 /// Messages that wait for a slow reader, besides those that the connection has taken already.
 const READ_AHEAD: usize = 1;
 
@@ -70,12 +77,45 @@ impl Gate {
 
 struct Incoming {
     content: BoxStream<'static, Result<Bytes, FileError>>,
+    pace: Pace,
     ended: oneshot::Sender<()>,
     whole: oneshot::Receiver<()>,
     _open: OpenStream,
 }
 
-/// Content from a client. Ends with an error when nothing came for `stall`, or its caller has left.
+/// How fast a client sends.
+struct Pace {
+    stall: Duration,
+    /// Waited for the client, and come from it, since it was last fast enough.
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Pace {
+    fn new(stall: Duration) -> Self {
+        Self { stall, waited: Duration::ZERO, bytes: 0 }
+    }
+
+    fn came(&mut self, bytes: usize, waited: Duration) {
+        (self.bytes, self.waited) = (self.bytes + bytes as u64, self.waited + waited);
+        if self.bytes >= MIN_BYTES_A_STALL {
+            *self = Self::new(self.stall);
+        }
+    }
+
+    fn too_slow(&self) -> FileError {
+        let seconds = self.stall.as_secs();
+        FileError::UploadIncomplete(match self.bytes {
+            0 => format!("nothing came for {seconds} s"),
+            bytes => {
+                let least = MIN_BYTES_A_STALL >> 10;
+                format!("only {bytes} bytes came in {seconds} s, and {least} KiB must")
+            }
+        })
+    }
+}
+
+/// Content from a client. Ends with an error when too little came for `stall`, or its caller has left.
 pub fn incoming(
     env: &Env,
     metrics: &Arc<Metrics>,
@@ -85,13 +125,17 @@ pub fn incoming(
     let (env, metrics) = (env.clone(), metrics.clone());
     let (ended, gate_ended) = oneshot::channel();
     let (gate_whole, whole) = oneshot::channel();
-    let state = Incoming { content: content.boxed(), ended, whole, _open: OpenStream::begin(&metrics) };
+    let (content, pace) = (content.boxed(), Pace::new(stall));
+    let state = Incoming { content, pace, ended, whole, _open: OpenStream::begin(&metrics) };
     let content = stream::unfold(Some(state), move |state| {
         let (env, metrics) = (env.clone(), metrics.clone());
         async move {
             let mut state = state?;
-            let error = match env.timeout(stall, state.content.next()).await {
+            let begun = env.clock.monotonic();
+            let left = state.pace.stall.saturating_sub(state.pace.waited);
+            let error = match env.timeout(left, state.content.next()).await {
                 Some(Some(Ok(data))) => {
+                    state.pace.came(data.len(), env.clock.monotonic().saturating_sub(begun));
                     metrics.bytes_in.inc_by(data.len() as u64);
                     return Some((Ok(data), Some(state)));
                 }
@@ -103,7 +147,7 @@ pub fn incoming(
                         Err(_) => FileError::UploadIncomplete("the caller gave up".into()),
                     }
                 }
-                None => FileError::UploadIncomplete(format!("nothing came for {} s", stall.as_secs())),
+                None => state.pace.too_slow(),
             };
             Some((Err(error), None))
         }
@@ -177,20 +221,23 @@ impl Outgoing {
         length: u64,
         sender: &mpsc::Sender<Message>,
     ) -> Result<(), FileError> {
-        let mut left = length;
+        let (mut left, mut most) = (length, MAX_OUT_BYTES);
         while let Some(data) = content.next().await {
             let mut data = data?;
             left = left.checked_sub(data.len() as u64).ok_or_else(|| {
                 FileError::Internal(format!("more than the {length} bytes announced would have been sent"))
             })?;
             while !data.is_empty() {
-                let piece = data.split_to(data.len().min(MAX_OUT_BYTES));
+                let piece = data.split_to(data.len().min(most));
+                let begun = self.env.clock.monotonic();
                 let sent_bytes = piece.len() as u64;
                 match self.env.timeout(self.stall, sender.send(Message::Data(piece))).await {
                     Some(Ok(())) => self.metrics.bytes_out.inc_by(sent_bytes),
                     Some(Err(_)) => return Ok(()),
                     None => return Err(FileError::DeadlineExceeded),
                 };
+                let slow = self.env.clock.monotonic().saturating_sub(begun) > SLOW;
+                most = if slow { MIN_BYTES_A_STALL as usize } else { MAX_OUT_BYTES };
             }
         }
         if left > 0 {
@@ -280,6 +327,64 @@ mod tests {
         assert!(matches!(incoming.next().await, Some(Err(FileError::UploadIncomplete(_)))));
         assert!(incoming.next().await.is_none());
         assert_eq!((metrics.bytes_in.get(), metrics.open_streams.get()), (3, 0));
+    }
+
+    /// So many times so much, each after so many seconds.
+    fn dripping(
+        env: &Env,
+        seconds: u64,
+        bytes: usize,
+        times: usize,
+    ) -> impl Stream<Item = Result<Bytes, FileError>> + Send + use<> {
+        let env = env.clone();
+        let drop = move |_| {
+            let env = env.clone();
+            async move {
+                env.clock.sleep(Duration::from_secs(seconds)).await;
+                Ok(Bytes::from(vec![0; bytes]))
+            }
+        };
+        stream::iter(0..times).then(drop)
+    }
+
+    #[tokio::test]
+    async fn senders_of_a_byte_a_second_are_given_up_and_slow_ones_are_not() {
+        let (env, metrics) = (quick_env(), Arc::new(Metrics::default()));
+        let taken = async |content| {
+            let (mut incoming, _gate) = incoming(&env, &metrics, STALL, content);
+            let (mut bytes, mut times) = (0, 0);
+            while times < 12 {
+                bytes += incoming.next().await.unwrap()?.len();
+                times += 1;
+                // However long we take ourselves, it is not the client's fault.
+                env.clock.sleep(STALL).await;
+            }
+            Ok::<_, FileError>(bytes)
+        };
+        let slow = taken(dripping(&env, 10, 40 << 10, 12).boxed()).await;
+        assert_eq!(slow.unwrap(), 12 * (40 << 10));
+        let error = taken(dripping(&env, 10, 1, 12).boxed()).await.unwrap_err();
+        assert!(matches!(&error, FileError::UploadIncomplete(why) if why.contains("64 KiB must")), "{error}");
+    }
+
+    #[tokio::test]
+    async fn slow_readers_are_served_and_those_that_take_too_little_are_given_up() {
+        let length = 3 << 20;
+        let read = async |seconds: u64| {
+            let (outgoing, _) = outgoing(None);
+            let env = outgoing.env.clone();
+            let sent = outgoing.send(content(vec![Ok(Bytes::from(vec![7; length]))]), length as u64);
+            let mut sent = Box::pin(sent);
+            let mut bytes = 0;
+            while let Some(piece) = sent.next().await {
+                bytes += piece?.len();
+                // As if a message were on its way for so long, whatever its size.
+                env.clock.sleep(Duration::from_secs(seconds)).await;
+            }
+            Ok::<_, FileError>(bytes)
+        };
+        assert_eq!(read(20).await.unwrap(), length);
+        assert!(read(150).await.is_err());
     }
 
     /// Takes content in a task of its own, as the gateway does.

@@ -1,7 +1,15 @@
 //! Several whole nodes in one thread: the real code of `cairn-node` above TLS, on simulated disks, a simulated network, a
 //! store whose messages get lost, and a clock that jumps when nobody has anything to do.
 
-use std::{io::IoSlice, path::Path, sync::Arc, time::Duration};
+use std::{
+    io::IoSlice,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
 use cairn_node::{
     api,
@@ -38,22 +46,26 @@ pub fn runtime() -> Runtime {
 }
 
 /// The runtime's paused time.
-pub struct PausedClock(Instant);
+pub struct PausedClock {
+    start: Instant,
+    /// What people or a time server have set it forward by since, in milliseconds.
+    set: Arc<AtomicI64>,
+}
 
 impl PausedClock {
     /// Must be made inside the runtime.
-    pub fn start() -> Arc<dyn Clock> {
-        Arc::new(Self(Instant::now()))
+    pub fn start(set: Arc<AtomicI64>) -> Arc<dyn Clock> {
+        Arc::new(Self { start: Instant::now(), set })
     }
 }
 
 impl Clock for PausedClock {
     fn monotonic(&self) -> Duration {
-        Instant::now() - self.0
+        Instant::now() - self.start
     }
 
     fn unix_ms(&self) -> i64 {
-        UNIX_START_MS + self.monotonic().as_millis() as i64
+        UNIX_START_MS + self.monotonic().as_millis() as i64 + self.set.load(Ordering::Relaxed)
     }
 
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
@@ -74,6 +86,7 @@ struct SimNode {
 /// The cluster. Must be made and used inside [`runtime`].
 pub struct SimCluster {
     pub clock: Arc<dyn Clock>,
+    clock_set: Arc<AtomicI64>,
     pub net: SimNet,
     pub faults: MetaFaults,
     seed: u64,
@@ -91,7 +104,8 @@ impl SimCluster {
 
     /// The same with a bug in it.
     pub async fn start_planted(seed: u64, zones: &[&str], plant: Plant) -> Self {
-        let clock = PausedClock::start();
+        let clock_set = Arc::new(AtomicI64::new(0));
+        let clock = PausedClock::start(clock_set.clone());
         let store_env = Env {
             clock: clock.clone(),
             random: Arc::new(SimRandom::new(seed)),
@@ -113,6 +127,7 @@ impl SimCluster {
             net: SimNet::new(seed, clock.clone()),
             faults: MetaFaults::new(seed, clock.clone()),
             clock,
+            clock_set,
             seed,
             random: StdRng::seed_from_u64(seed),
             store: plant.in_store(Arc::new(store)),
@@ -202,6 +217,11 @@ impl SimCluster {
         let running = serve(env, options, meta, serving).await?;
         self.nodes[index].running = Some((life, running));
         Ok(())
+    }
+
+    /// Sets the clocks of all machines forward, or back. What measures time does not hear of it.
+    pub fn set_clocks_forward(&self, milliseconds: i64) {
+        self.clock_set.fetch_add(milliseconds, Ordering::Relaxed);
     }
 
     /// `kill -9`: what was written stays in the disk's cache.
