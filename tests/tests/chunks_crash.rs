@@ -19,7 +19,10 @@ use cairn_placement::PgId;
 use cairn_tests::sim::{
     disk::{Fault, Operation, SimDisk},
     env::{SimTime, env},
-    store::{IDS, TOMBSTONE_TICKS, chunk, id, in_store, is_whole, open_store, options, segments, tombstone},
+    store::{
+        IDS, TOMBSTONE_TICKS, chunk, id, in_store, is_whole, open_store, open_store_with, options, segments,
+        tombstone,
+    },
 };
 use futures::future::join_all;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
@@ -86,8 +89,19 @@ enum End {
     Close,
 }
 
+/// A bug.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Plant {
+    None,
+    /// A start does not sync what an earlier life wrote.
+    UnsyncedRecovery,
+    /// Deletions are forgotten before their time.
+    ShortMemory,
+}
+
 struct History {
     seed: u64,
+    plant: Plant,
     random: StdRng,
     disk: SimDisk,
     promises: HashMap<u32, Promise>,
@@ -111,6 +125,7 @@ impl History {
     fn new(seed: u64) -> Self {
         Self {
             seed,
+            plant: Plant::None,
             random: StdRng::seed_from_u64(seed),
             disk: SimDisk::new(64 << 20),
             promises: HashMap::new(),
@@ -180,7 +195,15 @@ impl History {
     async fn open(&mut self) -> Result<ChunkStore, OpenError> {
         self.opens += 1;
         let seed = self.seed << 16 | self.opens;
-        Ok(open_store(seed, &self.disk).await?.0)
+        if self.plant == Plant::UnsyncedRecovery {
+            self.disk.lie_about_in(Operation::Sync, ".seg");
+        }
+        let tombstone_ticks = if self.plant == Plant::ShortMemory { 3 } else { TOMBSTONE_TICKS };
+        let opened = open_store_with(seed, &self.disk, StoreOptions { tombstone_ticks, ..options() }).await;
+        if self.plant == Plant::UnsyncedRecovery {
+            self.disk.tell_the_truth();
+        }
+        Ok(opened?.0)
     }
 
     fn hints(&self) -> Vec<(PathBuf, u64)> {
@@ -380,10 +403,10 @@ impl History {
 }
 
 /// The first seed that fails, and how.
-fn first_failure(seeds: std::ops::Range<u64>, prepare: impl Fn(&History)) -> Option<String> {
+fn first_failure(seeds: std::ops::Range<u64>, prepare: impl Fn(&mut History)) -> Option<String> {
     seeds.into_iter().find_map(|seed| {
         let mut history = History::new(seed);
-        prepare(&history);
+        prepare(&mut history);
         history.run().err()
     })
 }
@@ -421,6 +444,19 @@ fn a_forgotten_folder_sync_is_found() {
     let failure = first_failure(0..100, |history| history.disk.lie_about(Operation::SyncFolder))
         .expect("must be found");
     assert!(failure.contains("lost") || failure.contains("does not open"), "{failure}");
+}
+
+#[test]
+fn a_start_that_does_not_sync_is_found() {
+    let failure =
+        first_failure(0..400, |history| history.plant = Plant::UnsyncedRecovery).expect("must be found");
+    assert!(["lost", "damage", "back"].iter().any(|how| failure.contains(how)), "{failure}");
+}
+
+#[test]
+fn a_deletion_that_is_forgotten_too_early_is_found() {
+    let failure = first_failure(0..400, |history| history.plant = Plant::ShortMemory).expect("must be found");
+    assert!(failure.contains("tombstone") || failure.contains("is back"), "{failure}");
 }
 
 #[test]

@@ -11,7 +11,8 @@ use cairn_client::NodeState;
 use cairn_node::{api::ports::Cluster as _, meta::keys};
 use cairn_tests::sim::{
     cluster::{SimCluster, runtime},
-    story::{Failure, play},
+    plants::Plant,
+    story::{Failure, play, play_planted},
 };
 use parking_lot::Mutex;
 
@@ -80,6 +81,40 @@ fn whatever_fails_every_answer_was_true() {
         "{}",
         failures.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n\n")
     );
+}
+
+/// The first of some stories that shows a planted bug.
+fn first_found(plant: Plant, seeds: Range<u64>) -> Option<Failure> {
+    let next = AtomicU64::new(seeds.start);
+    let found: Mutex<Option<Failure>> = Mutex::default();
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if !seeds.contains(&seed) || found.lock().is_some() {
+                        return;
+                    }
+                    if let Err(failure) = play_planted(seed, plant) {
+                        found.lock().get_or_insert(failure);
+                    }
+                }
+            });
+        }
+    });
+    found.into_inner()
+}
+
+#[test]
+fn a_commit_that_is_repeated_without_its_slot_is_found() {
+    let failure = first_found(Plant::SlotNotCompared, SEEDS).expect("must be found");
+    println!("seed {}: {}", failure.seed, failure.why);
+}
+
+#[test]
+fn a_position_that_is_sealed_again_is_found() {
+    let failure = first_found(Plant::GenerationsRepeat, SEEDS).expect("must be found");
+    println!("seed {}: {}", failure.seed, failure.why);
 }
 
 /// A failure can be looked at again only if its seed tells the same story.

@@ -87,6 +87,7 @@ struct SimNode {
 pub struct SimCluster {
     pub clock: Arc<dyn Clock>,
     clock_set: Arc<AtomicI64>,
+    plant: Plant,
     pub net: SimNet,
     pub faults: MetaFaults,
     seed: u64,
@@ -131,6 +132,7 @@ impl SimCluster {
             seed,
             random: StdRng::seed_from_u64(seed),
             store: plant.in_store(Arc::new(store)),
+            plant,
             kek: Arc::new(Kek::from_bytes([9; 32])),
             nodes: zones.iter().enumerate().map(node).collect(),
         };
@@ -191,7 +193,7 @@ impl SimCluster {
         };
         let env = Env {
             clock: Arc::new(LifeClock { clock: self.clock.clone(), life: life.clone() }),
-            random: Arc::new(SimRandom::new(seed)),
+            random: self.plant.in_random(Arc::new(SimRandom::new(seed))),
             disk: Arc::new(node.disk.clone()),
             network: self.net.of(&node.name, &life),
             threads: Arc::new(threads),

@@ -93,7 +93,8 @@ struct State {
     changes_until_power_cut: Option<u64>,
     power_is_off: bool,
     faults: Vec<Fault>,
-    lies: Vec<Operation>,
+    /// Operations that are not done, in paths with this in them.
+    lies: Vec<(Operation, String)>,
     counts: DiskCounts,
 }
 
@@ -135,6 +136,11 @@ impl State {
             *left -= 1;
         }
         Ok(())
+    }
+
+    fn lies(&self, operation: Operation, path: &Path) -> bool {
+        let here = |part: &String| path.to_string_lossy().contains(part);
+        self.lies.iter().any(|(about, part)| *about == operation && here(part))
     }
 
     fn is_folder(&self, path: &Path) -> bool {
@@ -262,7 +268,16 @@ impl SimDisk {
 
     /// From now on says that these syncs succeeded without doing them: plants the bug of a forgotten sync.
     pub fn lie_about(&self, operation: Operation) {
-        self.state.lock().lies.push(operation);
+        self.lie_about_in(operation, "");
+    }
+
+    /// The same, in paths with this in them.
+    pub fn lie_about_in(&self, operation: Operation, path: &str) {
+        self.state.lock().lies.push((operation, path.into()));
+    }
+
+    pub fn tell_the_truth(&self) {
+        self.state.lock().lies.clear();
     }
 
     pub fn counts(&self) -> DiskCounts {
@@ -376,7 +391,7 @@ impl Disk for SimDisk {
         }
         state.changed()?;
         state.counts.folder_syncs += 1;
-        if state.lies.contains(&Operation::SyncFolder) {
+        if state.lies(Operation::SyncFolder, folder) {
             return Ok(());
         }
         let inside = |path: &Path| path.parent() == Some(folder);

@@ -12,6 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use cairn_node::env::Random;
 use cairn_node::meta::{
     Compare, Event, LeaseId, MetaError, MetaStore, Op, Page, RangeRead, SharedMeta, Txn, TxnResult, Watch,
     keys,
@@ -35,6 +36,10 @@ pub enum Plant {
     PinnedBehindTheLook,
     /// The same, and nobody compares entries of the queue (R7).
     QueueNotCompared,
+    /// Commits are sent again without comparing their slot (R4).
+    SlotNotCompared,
+    /// Uploads take one of a few generations, so that positions are sealed again (R1).
+    GenerationsRepeat,
     /// No bug: the first transaction that writes a file's record happens, and its answer is lost; by the next one the store is
     /// full.
     FullAfterLostAnswer,
@@ -49,11 +54,32 @@ const FORM: &[u8] = b"file/00000001/!";
 pub const GUEST: &str = "guest";
 
 impl Plant {
+    /// Randomness as the buggy code would use it.
+    pub fn in_random(self, random: Arc<dyn Random>) -> Arc<dyn Random> {
+        if self == Self::GenerationsRepeat { Arc::new(Repeating(random)) } else { random }
+    }
+
     /// The store as the buggy code would use it.
     pub fn in_store(self, store: SharedMeta) -> SharedMeta {
         match self {
             Self::None => store,
             plant => Arc::new(PlantedMeta { store, plant, commits: AtomicU32::new(0) }),
+        }
+    }
+}
+
+/// Randomness of which little is left where a generation is made.
+struct Repeating(Arc<dyn Random>);
+
+/// Random bytes of a generation.
+const OF_A_GENERATION: usize = 12;
+
+impl Random for Repeating {
+    fn fill(&self, buffer: &mut [u8]) {
+        self.0.fill(buffer);
+        if buffer.len() == OF_A_GENERATION {
+            buffer[0] %= 2;
+            buffer[1..].fill(0);
         }
     }
 }
@@ -150,6 +176,9 @@ impl MetaStore for PlantedMeta {
     async fn txn(&self, mut txn: Txn) -> Result<TxnResult, MetaError> {
         if self.plant == Plant::EpochNotCompared {
             txn.compare.retain(|compare| !compares(compare, |key| key == keys::epoch_key()));
+        }
+        if self.plant == Plant::SlotNotCompared {
+            txn.compare.retain(|compare| !compares(compare, |key| key.starts_with(b"slot/")));
         }
         if self.plant == Plant::QueueNotCompared {
             txn.compare.retain(|compare| !compares(compare, |key| key.starts_with(keys::collect::PREFIX)));

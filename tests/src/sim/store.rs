@@ -55,7 +55,15 @@ pub fn options() -> StoreOptions {
 
 /// Opens the store in time of its own.
 pub async fn open_store(seed: u64, disk: &SimDisk) -> Result<(ChunkStore, Identity), OpenError> {
-    ChunkStore::open(env(seed, disk.clone(), &SimTime::default()), options()).await
+    open_store_with(seed, disk, options()).await
+}
+
+pub async fn open_store_with(
+    seed: u64,
+    disk: &SimDisk,
+    options: StoreOptions,
+) -> Result<(ChunkStore, Identity), OpenError> {
+    ChunkStore::open(env(seed, disk.clone(), &SimTime::default()), options).await
 }
 
 /// Reads a chunk and compares it with what it must be.

@@ -23,6 +23,7 @@ use super::{
     leftovers::Leftovers,
     linear::{self, Act, Operation, Value},
     meta::Odds,
+    plants::Plant,
 };
 
 const ZONES: [&str; 3] = ["a", "b", "c"];
@@ -51,10 +52,15 @@ impl fmt::Display for Failure {
 
 /// Plays the history of one seed; its log.
 pub fn play(seed: u64) -> Result<Vec<String>, Failure> {
+    play_planted(seed, Plant::None)
+}
+
+/// The same, with a bug.
+pub fn play_planted(seed: u64, plant: Plant) -> Result<Vec<String>, Failure> {
     let log = Arc::new(Mutex::new(Vec::new()));
     let runtime = runtime();
     let ended = runtime.block_on(async {
-        let mut story = Story::begin(seed, log.clone()).await;
+        let mut story = Story::begin(seed, plant, log.clone()).await;
         story.middle().await;
         story.end().await
     });
@@ -143,8 +149,8 @@ struct Story {
 }
 
 impl Story {
-    async fn begin(seed: u64, log: Arc<Mutex<Vec<String>>>) -> Self {
-        let cluster = SimCluster::start(seed, &ZONES).await;
+    async fn begin(seed: u64, plant: Plant, log: Arc<Mutex<Vec<String>>>) -> Self {
+        let cluster = SimCluster::start_planted(seed, &ZONES, plant).await;
         let stage = Stage { clock: cluster.clock.clone(), doors: Arc::default(), seen: Arc::default(), log };
         let story = Self { cluster, stage, random: StdRng::seed_from_u64(!seed), seed, lost_a_disk: false };
         story.open_doors();

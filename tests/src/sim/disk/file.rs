@@ -42,7 +42,7 @@ impl SimFile {
         };
         state.changed()?;
         state.counts.syncs += 1;
-        if state.lies.contains(&Operation::Sync) {
+        if state.lies(Operation::Sync, &self.path) {
             return Ok(());
         }
         let inode = state.inodes.get_mut(&self.inode).expect("the file exists");
