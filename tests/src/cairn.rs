@@ -36,12 +36,19 @@ pub struct ClusterOptions {
     pub database_url: String,
     /// More environment of every node.
     pub environment: Vec<(&'static str, String)>,
+    /// A node with a file system of its own, and the file that this is in. Nobody else sees it mounted. Needs root.
+    pub image: Option<(usize, PathBuf)>,
 }
 
 impl ClusterOptions {
     /// One node in each of `zones`, with the metadata store at `database_url`.
     pub fn new(zones: &[&'static str], database_url: impl Into<String>) -> Self {
-        Self { zones: zones.to_vec(), database_url: database_url.into(), environment: Vec::new() }
+        Self {
+            zones: zones.to_vec(),
+            database_url: database_url.into(),
+            environment: Vec::new(),
+            image: None,
+        }
     }
 
     pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
@@ -49,6 +56,9 @@ impl ClusterOptions {
         self
     }
 }
+
+/// Mounts the image on the data folder, where nobody else sees it, and becomes the node.
+const ON_IMAGE: &str = r#"image=$1 data=$2; shift 2; mount -o loop,noatime "$image" "$data" && exec "$@""#;
 
 struct Member {
     name: String,
@@ -167,8 +177,18 @@ impl CairnCluster {
     pub fn spec(&self, index: usize) -> Spec {
         let member = &self.members[index];
         let path = |path: &Path| path.display().to_string();
-        let spec = Spec::new(&member.name, programs::built("cairn-node"))
+        let program = programs::built("cairn-node");
+        let spec = match &self.options.image {
+            Some((of, image)) if *of == index => {
+                std::fs::create_dir_all(&member.data).expect("a data folder");
+                let spec = Spec::new(&member.name, "unshare").args(["-m", "sh", "-c", ON_IMAGE, "sh"]);
+                spec.arg(image).arg(&member.data).arg(program)
+            }
+            _ => Spec::new(&member.name, program),
+        };
+        let spec = spec
             .clear_env()
+            .env("PATH", std::env::var("PATH").unwrap_or_default())
             .log(self.log(index))
             .env("CLUSTER_NAME", "test")
             .env("NODE_NAME", &member.name)
