@@ -87,6 +87,8 @@ struct SimNode {
 pub struct SimCluster {
     pub clock: Arc<dyn Clock>,
     clock_set: Arc<AtomicI64>,
+    /// Nodes whose life is over.
+    dead: Vec<RunningNode>,
     plant: Plant,
     pub net: SimNet,
     pub faults: MetaFaults,
@@ -133,6 +135,7 @@ impl SimCluster {
             random: StdRng::seed_from_u64(seed),
             store: plant.in_store(Arc::new(store)),
             plant,
+            dead: Vec::new(),
             kek: Arc::new(Kek::from_bytes([9; 32])),
             nodes: zones.iter().enumerate().map(node).collect(),
         };
@@ -250,8 +253,8 @@ impl SimCluster {
     fn end(&mut self, index: usize) -> bool {
         let Some((life, node)) = self.nodes[index].running.take() else { return false };
         life.end();
-        // Its tasks stay, and get no answers any more; see `life`.
-        std::mem::forget(node);
+        // Its tasks stay, and get no answers any more; see `life`. Dropped now, it would tell them to end.
+        self.dead.push(node);
         true
     }
 }
