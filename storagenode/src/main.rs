@@ -3,7 +3,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)] // Before there is an `Env`.
 
 use std::{
-    io::{self, IsTerminal},
+    io::{self, IsTerminal, Write},
     path::Path,
     process::ExitCode,
 };
@@ -18,6 +18,16 @@ use cairn_node::{
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+/// To standard output. Whoever does not read on (`| head`) changes no exit code.
+macro_rules! say {
+    ($($text:tt)*) => {{ let _ = writeln!(io::stdout(), $($text)*); }};
+}
+
+/// To standard error, the same.
+macro_rules! complain {
+    ($($text:tt)*) => {{ let _ = writeln!(io::stderr(), $($text)*); }};
+}
+
 const FAILED: u8 = 1;
 const BAD_SETTINGS: u8 = 2;
 
@@ -29,7 +39,7 @@ fn main() -> ExitCode {
         Ok((Command::Verify { data_dir }, _)) => verify(&data_dir),
         Ok((Command::NewToken(wanted), _)) => new_token(&wanted),
         Err(problem) => {
-            eprintln!("cairn-node: {problem}");
+            complain!("cairn-node: {problem}");
             ExitCode::from(BAD_SETTINGS)
         }
     }
@@ -74,7 +84,7 @@ fn run_node(config: NodeConfig, warnings: &[String]) -> ExitCode {
 
 fn fail(problem: &str) -> ExitCode {
     tracing::error!("{problem}");
-    eprintln!("cairn-node: {problem}");
+    complain!("cairn-node: {problem}");
     ExitCode::from(FAILED)
 }
 
@@ -120,17 +130,17 @@ fn init_secrets(wanted: &InitSecrets) -> ExitCode {
     match made {
         Ok(made) => {
             for path in &made.new {
-                println!("made {}", path.display());
+                say!("made {}", path.display());
             }
             if made.new.is_empty() {
-                println!("everything is there already; nothing was changed");
+                say!("everything is there already; nothing was changed");
             }
             let (authority, token) = (&made.files.authority_certificate, &made.files.client_token);
-            println!("clients need {} and {}", authority.display(), token.display());
+            say!("clients need {} and {}", authority.display(), token.display());
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("cairn-node: {error}");
+            complain!("cairn-node: {error}");
             ExitCode::from(FAILED)
         }
     }
@@ -139,30 +149,33 @@ fn init_secrets(wanted: &InitSecrets) -> ExitCode {
 fn recover(wanted: &Recover) -> ExitCode {
     match block_on(run::recover(wanted)) {
         Ok(done) => {
-            println!(
+            say!(
                 "the metadata store is accepted as it is: {} nodes had reported; tick {}, map {}, epoch {}; deleting goes on",
-                done.reports, done.tick, done.map_generation, done.epoch
+                done.reports,
+                done.tick,
+                done.map_generation,
+                done.epoch
             );
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("cairn-node: {error}");
+            complain!("cairn-node: {error}");
             ExitCode::from(FAILED)
         }
     }
 }
 
 fn verify(data_dir: &Path) -> ExitCode {
-    let tell = |id, volume, why: &str| println!("damaged: chunk {id} of volume {volume}: {why}");
+    let tell = |id, volume, why: &str| say!("damaged: chunk {id} of volume {volume}: {why}");
     match block_on(chunks::verify(&without_network(), data_dir, tell)) {
         Ok(found) => {
             for corrupt in &found.corrupt {
                 let seems =
                     corrupt.seems.map_or_else(String::new, |id| format!(", which seems to be chunk {id}"));
                 let (start, end) = (corrupt.range.start, corrupt.range.end);
-                println!("damaged: bytes {start} to {end} of segments/{}{seems}", corrupt.segment);
+                say!("damaged: bytes {start} to {end} of segments/{}{seems}", corrupt.segment);
             }
-            println!(
+            say!(
                 "node {}: {} chunks with {} bytes of content, {} deletions remembered; {}",
                 found.node,
                 found.chunks,
@@ -185,36 +198,49 @@ fn verify(data_dir: &Path) -> ExitCode {
             if found.is_sound() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
         }
         Err(error) => {
-            eprintln!("cairn-node: {error}");
+            complain!("cairn-node: {error}");
             ExitCode::from(FAILED)
         }
     }
 }
 
-/// The token goes to the standard output alone, so that it can be kept by `>`.
+/// The token goes to the standard output alone, so that it can be kept by `>`. One that nobody got lets nobody in.
 fn new_token(wanted: &NewToken) -> ExitCode {
-    match secrets::token::make(wanted, &RealClock::default(), &RealRandom) {
-        Ok(made) => {
-            println!("{}", made.token);
-            let until = made.expires.map_or("for ever".to_owned(), |expires| format!("until {expires}"));
-            match &wanted.file {
-                Some(file) => {
-                    if let Some(complaint) = &made.complaint {
-                        eprintln!("warning: {}: nodes pass over {complaint}", file.display());
-                    }
-                    eprintln!("{} is good {until}: added to {}", wanted.name, file.display());
-                }
-                None => {
-                    eprint!("good {until}, once the nodes' CLIENT_TOKENS_FILE has this line:\n{}", made.line)
-                }
-            }
-            ExitCode::SUCCESS
-        }
+    let made = match secrets::token::make(wanted, &RealClock::default(), &RealRandom) {
+        Ok(made) => made,
         Err(error) => {
-            eprintln!("cairn-node: {error}");
-            ExitCode::from(FAILED)
+            complain!("cairn-node: {error}");
+            return ExitCode::from(FAILED);
+        }
+    };
+    let mut stdout = io::stdout().lock();
+    if let Err(error) = writeln!(stdout, "{}", made.token).and_then(|()| stdout.flush()) {
+        complain!("cairn-node: the token could not be written to standard output: {error}; nobody has it");
+        let taken = wanted.file.as_ref().map_or(Ok(()), |file| secrets::token::take_back(file, &made));
+        match taken {
+            Ok(()) => complain!("it is good for nothing: ask for it again"),
+            Err(error) => {
+                complain!("remove its line from CLIENT_TOKENS_FILE by hand: {error}\n{}", made.line)
+            }
+        }
+        return ExitCode::from(FAILED);
+    }
+    let until = made.expires.map_or("for ever".to_owned(), |expires| format!("until {expires}"));
+    match &wanted.file {
+        Some(file) => {
+            if let Some(complaint) = &made.complaint {
+                complain!("warning: {}: nodes pass over {complaint}", file.display());
+            }
+            complain!("{} is good {until}: added to {}", wanted.name, file.display());
+        }
+        None => {
+            complain!(
+                "good {until}, once the nodes' CLIENT_TOKENS_FILE has this line:\n{}",
+                made.line.trim_end()
+            );
         }
     }
+    ExitCode::SUCCESS
 }
 
 /// Runs what a command does to its end.

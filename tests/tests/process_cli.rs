@@ -201,6 +201,11 @@ async fn failures_have_their_exit_code_and_say_what_to_do() {
     }
     desk.fails(&["rm", "files/a/"], 2, "INVALID_ARGUMENT");
     desk.cairn(&["put", &here, "files/folder/"]);
+    // An empty variable between two slashes is no way to name a whole volume.
+    for command in [&["rm", "--recursive", "files//"][..], &["ls", "files//"], &["get", "files//", "all"]] {
+        let refused = desk.run(command, b"");
+        assert!(refused.code == Some(2) && refused.stderr.contains("empty variable"), "{refused:?}");
+    }
     desk.fails(&["rm", "files/folder"], 3, "FILE_NOT_FOUND");
     let folder = desk.run(&["rm", "files/folder"], b"").stderr;
     assert!(folder.contains("files below it") && folder.contains("--recursive"), "{folder}");

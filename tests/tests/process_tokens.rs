@@ -1,6 +1,10 @@
 //! `cairn-node token new`: who gets a token gets in, until it expires or its line is removed; no restart is needed.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use cairn_tests::{
     cairn::{CairnCluster, ClusterOptions, until},
@@ -88,6 +92,17 @@ fn mistakes_are_told_and_change_nothing() {
     let output = token_new(&["jobs", "--expires", "never"], None);
     let line = output.stderr.lines().last().unwrap_or_default().to_owned();
     assert!(line.starts_with("jobs ") && output.stdout.starts_with("cairn_"), "{output:?}");
+    // Nobody got the token: nobody has it. Nobody read the message: that changes nothing.
+    let code = |out: Stdio, err: Stdio| {
+        let mut command = Command::new(programs::built("cairn-node"));
+        command.env_clear().env("CLIENT_TOKENS_FILE", &file).stdin(Stdio::null()).stdout(out).stderr(err);
+        command.args(["token", "new", "lost", "--expires", "1d"]).status().unwrap().code()
+    };
+    let nobody = || std::io::pipe().unwrap().1.into();
+    assert_eq!(code(nobody(), Stdio::null()), Some(1));
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "");
+    assert_eq!(code(Stdio::null(), nobody()), Some(0));
+    assert!(std::fs::read_to_string(&file).unwrap().starts_with("lost "));
     // A file that ends in the middle of a line.
     std::fs::write(&file, line.trim_end()).unwrap();
     assert_eq!(token_new(&["more", "--expires", "12h"], Some(&file)).code, Some(0));

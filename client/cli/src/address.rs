@@ -27,7 +27,8 @@ impl FromStr for Address {
             ));
         }
         let is_folder = path.is_empty() || path.ends_with('/');
-        let path = path.strip_suffix('/').unwrap_or(path);
+        // What was meant to stand between the slashes of "files//" is missing, a variable perhaps: that is not the volume.
+        let path = if path == "/" { path } else { path.strip_suffix('/').unwrap_or(path) };
         if !path.is_empty() {
             check_path(path).map_err(|problem| refusal(volume, path, problem))?;
         }
@@ -42,6 +43,13 @@ fn refusal(volume: &str, path: &str, problem: PathProblem) -> String {
     }
     let shown = |text: &str| -> String { text.chars().take(200).collect() };
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    if parts.is_empty() {
+        return format!(
+            "{:?} has no name between its slashes (an empty variable?); the whole volume is {:?}",
+            format!("{volume}/{}", shown(path)),
+            format!("{volume}/")
+        );
+    }
     format!(
         "what follows the volume {volume:?} is the file's name {:?}, which has an empty part: no name begins with \"/\" or has \
          \"//\" in it; write {:?}",
@@ -96,9 +104,19 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_refused() {
-        for text in
-            ["", "/", "/files/a", "Files/a", "files//a", "files/a//", "files/../x", "files/.", "./files"]
-        {
+        for text in [
+            "",
+            "/",
+            "/files/a",
+            "Files/a",
+            "files//",
+            "files///",
+            "files//a",
+            "files/a//",
+            "files/../x",
+            "files/.",
+            "./files",
+        ] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
     }

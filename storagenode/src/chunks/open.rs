@@ -46,7 +46,10 @@ pub fn open_blocking(env: &Env, options: &StoreOptions) -> Result<Opened, OpenEr
     let segments = folder.join(SEGMENTS_FOLDER);
     disk.create_folder(&segments).map_err(disk_error("make the folder", &segments))?;
     let hints = folder.join(HINTS_FOLDER);
-    disk.create_folder(&hints).map_err(disk_error("make the folder", &hints))?;
+    // Without them, starts take longer.
+    if let Err(error) = disk.create_folder(&hints) {
+        tracing::warn!(folder = %hints.display(), %error, "hints cannot be kept: starts read every segment through; remove what is in the way");
+    }
     sync_with_parents(disk, &segments).map_err(disk_error("sync the folder", &segments))?;
     let table = SegmentTable::new(env.disk.clone(), folder, identity);
     let mut recovered = recover(disk, &table, options.opening != Opening::Inspect)?;

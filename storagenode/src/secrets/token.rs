@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -82,6 +82,23 @@ pub fn make(wanted: &NewToken, clock: &dyn Clock, random: &dyn Random) -> Result
         None => None,
     };
     Ok(MadeToken { token, line, expires, complaint })
+}
+
+/// Takes a token back that nobody got, while its file is as it was, or has grown.
+pub fn take_back(path: &Path, made: &MadeToken) -> io::Result<()> {
+    let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
+    file.lock()?;
+    let mut content = Vec::new();
+    (&file).take(MAX_FILE_BYTES + 1).read_to_end(&mut content)?;
+    let line = made.line.as_bytes();
+    let Some(at) = content.windows(line.len()).rposition(|part| part == line) else { return Ok(()) };
+    if at + line.len() == content.len() {
+        file.set_len(at as u64)?;
+    } else {
+        // Others were added behind it: it becomes a comment.
+        file.write_all_at(b"#", at as u64)?;
+    }
+    file.sync_all()
 }
 
 /// When a token expires that is made now; `None`: never.
@@ -186,6 +203,26 @@ mod tests {
             assert!(error.contains("already"), "{error}");
         }
         assert_ne!(make("other").unwrap().token, made.token);
+    }
+
+    #[test]
+    fn a_token_that_nobody_got_is_taken_back() {
+        let folder = TempDir::new().unwrap();
+        let file = folder.path().join("tokens");
+        let make = |name: &str| make(&wanted(name, Some(file.clone())), &RealClock::default(), &RealRandom);
+        let names = || {
+            let parsed = token_file::parse(&fs::read(&file).unwrap());
+            assert_eq!(parsed.faults, []);
+            parsed.tokens.iter().map(|token| token.name.to_string()).collect::<Vec<_>>()
+        };
+        let (first, second) = (make("first").unwrap(), make("second").unwrap());
+        take_back(&file, &first).unwrap();
+        assert_eq!(names(), ["second"]);
+        take_back(&file, &second).unwrap();
+        assert!(names().is_empty());
+        take_back(&file, &second).unwrap();
+        assert!(make("first").is_ok() && make("second").is_ok(), "their names are free");
+        assert_eq!(names(), ["first", "second"]);
     }
 
     #[test]
