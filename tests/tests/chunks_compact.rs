@@ -206,6 +206,26 @@ fn marks_outlive_the_segments_that_they_were_in() {
     });
 }
 
+/// What a killed life wrote is to be marked by the next one; a segment that is removed before that is not.
+#[test]
+fn a_segment_that_is_gone_is_marked_no_more() {
+    let disk = SimDisk::new(64 << 20);
+    in_store(&disk, async |store| {
+        put(&store, [2]).await;
+        bury(&store, [2]).await;
+    });
+    disk.kill();
+    let before = paths(&disk);
+    in_store(&disk, async |store| {
+        wait_until(&store, 1 + TOMBSTONE_TICKS).await;
+        assert_eq!(compact(&store).await, 1);
+        assert!(!paths(&disk).contains(&before[0]), "nothing of it is wanted");
+        put(&store, [21]).await;
+        store.close().await;
+    });
+    in_store(&disk, async |store| assert_eq!(store.recovery().corrupt, []));
+}
+
 /// The same within one life: what the start would find is known without a start.
 #[test]
 fn a_deletion_outlives_a_record_that_it_has_just_met() {

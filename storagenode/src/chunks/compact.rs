@@ -169,7 +169,6 @@ impl ChunkStore {
                 if lock.is_none() {
                     return Err(std::io::Error::other("the chunk store is closed"));
                 }
-                inner.table.going(slot);
                 removed::note(&*inner.env.disk, &inner.table, slot)?;
                 let bytes = inner.table.remove(slot)?;
                 inner.space.freed(bytes);

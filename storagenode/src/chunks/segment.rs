@@ -53,8 +53,6 @@ struct Slot {
     marks: BTreeSet<SegmentId>,
     /// Up to here it is trusted; absent while it is written.
     end: Option<u64>,
-    /// It is about to be removed: it is not to be marked any more.
-    going: bool,
     /// Its file is gone, on purpose.
     removed: bool,
 }
@@ -154,22 +152,6 @@ impl SegmentTable {
         self.state.lock().slots[slot as usize].marks.extend(marked);
     }
 
-    /// Of marks that are about to be written to a segment, notes and gives those of segments that stay. What a mark names and is
-    /// not there is taken for lost, unless it was noted before as removed.
-    pub fn mark(&self, slot: u32, marks: Vec<(SegmentId, u64)>) -> Vec<(SegmentId, u64)> {
-        let mut state = self.state.lock();
-        let going: HashSet<SegmentId> =
-            state.slots.iter().filter(|slot| slot.going).map(|slot| slot.id).collect();
-        let marks: Vec<_> = marks.into_iter().filter(|(id, _)| !going.contains(id)).collect();
-        state.slots[slot as usize].marks.extend(marks.iter().map(|(id, _)| *id));
-        marks
-    }
-
-    /// Notes that a segment is about to be removed.
-    pub fn going(&self, slot: u32) {
-        self.state.lock().slots[slot as usize].going = true;
-    }
-
     /// Notes that nothing more is written to a segment, which is trusted up to `end`.
     pub fn ended(&self, slot: u32, end: u64) {
         self.state.lock().slots[slot as usize].end = Some(end);
@@ -262,7 +244,6 @@ impl SegmentTable {
             dead: Vec::new(),
             marks: BTreeSet::new(),
             end: None,
-            going: false,
             removed: false,
         });
         state.keep(slot, file);

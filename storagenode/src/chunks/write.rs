@@ -185,8 +185,7 @@ impl Writer {
             self.store.counters.failed_groups.fetch_add(1, Ordering::Relaxed);
             return group.fail(&format!("no new segment: {error}"));
         }
-        let slot = self.segment.as_ref().expect("room was made").new.slot;
-        let marks = self.store.table.mark(slot, std::mem::take(&mut self.to_mark));
+        let marks = std::mem::take(&mut self.to_mark);
         let sighting = Some(*self.store.sighting.lock()).filter(|sighting| *sighting != self.noted);
         let segment = self.segment.as_mut().expect("room was made");
         let empty = Layout::new(self.store.table.identity(), segment.new.id, segment.end);
@@ -195,7 +194,8 @@ impl Writer {
         let (start, end, written) = (layout.start, layout.end, layout.end - layout.start);
         let lines = std::mem::take(&mut layout.lines);
         let group_start = Place::new(segment.new.slot, start);
-        self.store.table.marks(group_start.slot, group.copied_marks());
+        let marked = marks.iter().map(|(id, _)| *id).chain(group.copied_marks());
+        self.store.table.marks(group_start.slot, marked);
         let file = segment.new.file.clone();
         let (disk, folder) = (self.store.env.disk.clone(), self.store.table.folder().to_owned());
         let result = self
@@ -408,7 +408,7 @@ impl Writer {
         let Some(segment) = &self.segment else { return };
         let (id, end) = (segment.new.id, segment.end);
         let room = segment.new.allocated - end;
-        let mut marks = self.store.table.mark(segment.new.slot, std::mem::take(&mut self.to_mark));
+        let mut marks = std::mem::take(&mut self.to_mark);
         marks.push((id, end));
         if room < marks.len() as u64 * MARK_BYTES {
             return;
