@@ -72,8 +72,20 @@ pub struct InitSecrets {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Recover {
     pub database_url: DatabaseUrl,
-    /// Nodes that are gone for ever.
-    pub without: Vec<String>,
+    /// The folder of a node that keeps the volumes' keys.
+    pub data_dir: PathBuf,
+    pub what: Recovery,
+}
+
+/// What is to be recovered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Recovery {
+    /// The metadata store is to be accepted as it is, and the nodes in `without` are gone for ever.
+    Store { without: Vec<String> },
+    /// The disk of this node is to be taken as it is.
+    Disk(String),
+    /// This volume is to be put back with the key that the node keeps.
+    Volume(String),
 }
 
 /// What the command line asks for.
@@ -135,8 +147,17 @@ pub fn command(matches: &ArgMatches, given: &Given<'_>) -> Result<Command, Confi
     if let Some(("recover", recover)) = matches.subcommand() {
         let mut reader = Reader::new(matches, given)?;
         let database_url = reader.database_url();
-        let without = recover.get_many::<String>("without-node").unwrap_or_default().cloned().collect();
-        return reader.done(Command::Recover(Recover { database_url, without }));
+        let data_dir = reader.read("DATA_DIR", None, path);
+        let named = |name: &str| recover.get_one::<String>(name).cloned();
+        let what = match (named("accept-disk"), named("put-back")) {
+            (Some(node), _) => Recovery::Disk(node),
+            (None, Some(volume)) => Recovery::Volume(volume),
+            (None, None) => {
+                let without = recover.get_many::<String>("without-node").unwrap_or_default();
+                Recovery::Store { without: without.cloned().collect() }
+            }
+        };
+        return reader.done(Command::Recover(Recover { database_url, data_dir, what }));
     }
     if let Some(("verify", verify)) = matches.subcommand() {
         let mut reader = Reader::new(matches, given)?;

@@ -10,9 +10,10 @@ use std::{
 
 use cairn_node::{
     chunks,
+    cluster::keyring::PutBack,
     config::{self, Command, Given, InitSecrets, LogFormat, NodeConfig, Recover},
     env::real::{RealClock, RealRandom, without_network},
-    run,
+    run::{self, Done},
     secrets::{self, token::NewToken},
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -147,8 +148,13 @@ fn init_secrets(wanted: &InitSecrets) -> ExitCode {
 }
 
 fn recover(wanted: &Recover) -> ExitCode {
-    match block_on(run::recover(wanted)) {
-        Ok(done) => {
+    let back = match block_on(run::recover(wanted)) {
+        Ok(Done::Disk) => {
+            say!("the disk is accepted as it is: start the node; `cairn status` lists what is missing");
+            PutBack::default()
+        }
+        Ok(Done::Volume(back)) => back,
+        Ok(Done::Store(done, back)) => {
             say!(
                 "the metadata store is accepted as it is: {} nodes had reported; tick {}, map {}, epoch {}; deleting goes on",
                 done.reports,
@@ -156,13 +162,20 @@ fn recover(wanted: &Recover) -> ExitCode {
                 done.map_generation,
                 done.epoch
             );
-            ExitCode::SUCCESS
+            back
         }
         Err(error) => {
             complain!("cairn-node: {error}");
-            ExitCode::from(FAILED)
+            return ExitCode::from(FAILED);
         }
+    };
+    for volume in &back.volumes {
+        say!("volume {volume} is back, with the key that this node keeps");
     }
+    for why in &back.refused {
+        complain!("cairn-node: not put back: {why}");
+    }
+    if back.refused.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
 }
 
 fn verify(data_dir: &Path) -> ExitCode {

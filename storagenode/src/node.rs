@@ -1,8 +1,8 @@
 //! One storage node, put together from its seams, its configuration and a metadata store. The only module that knows
 //! every part.
 //!
-//! Order of a start: join the cluster (its id) → look at the disk → open it (identity, recovery) → register it → mirror the
-//! cluster's state → serve → stand for coordinator, repair. Order of a stop: stop taking requests, let open ones end
+//! Order of a start: look at the disk → join the cluster (its id) → open the disk (identity, recovery) → mirror the cluster's
+//! state, and compare it with what the disk remembers → register the disk → serve → stand for coordinator, repair. Order of a stop: stop taking requests, let open ones end
 //! (bounded), give the lease back, close the disk. Dropping the runtime without [`RunningNode::stop`] is what a power
 //! cut is to a machine, and as harmless.
 
@@ -20,6 +20,7 @@ use crate::{
     cluster::{
         View,
         coordinate::{Coordinator, CoordinatorOptions, Housekeeping, Term},
+        keyring, position,
         register::{self, RegisterError, Registration},
     },
     env::Env,
@@ -174,10 +175,9 @@ impl Node {
     ) -> Result<Self, StartError> {
         let metrics = Arc::new(Metrics::default());
         let meta: SharedMeta = Arc::new(measure::CountedMeta { inner: meta, metrics: metrics.clone() });
-        let Joined { record_id, store, identity, registration, id } = join(&env, &options, &meta).await?;
         let stop = CancellationToken::new();
-        let me = options.name.clone();
-        let view = View::start(env.clone(), meta.clone(), me, store.clone(), stop.clone());
+        let joined = join(&env, &options, &meta, &stop).await.inspect_err(|_| stop.cancel())?;
+        let Joined { record_id, store, identity, registration, id, view } = joined;
         let (writer, reader) = access(&env, (id, identity.incarnation), &options.zone, &store, &view);
         let repair = RepairOptions { interval: options.timings.repair };
         let repair = Repair::new(writer.clone(), reader.clone(), repair);
@@ -239,7 +239,10 @@ impl Node {
         let lease = register::keep_alive(env, meta, self.registration.clone(), self.stop_lease.clone(), lost);
         self.tasks.spawn(lease);
         self.tasks.spawn(self.repair.clone().run(self.stop.clone()));
-        self.tasks.spawn(remember(self.view.clone(), self.store.clone(), self.stop.clone()));
+        self.tasks.spawn(self.stop.clone().run_until_cancelled_owned(self.remembering()));
+        let (env, meta, view) = (self.env.clone(), self.meta.clone(), self.view.clone());
+        let keeping = keyring::keep(env, meta, view, self.store.clone());
+        self.tasks.spawn(self.stop.clone().run_until_cancelled_owned(keeping));
         let housekeeping = Housework {
             view: self.view.clone(),
             truth: Truth {
@@ -322,22 +325,36 @@ struct Joined {
     identity: Identity,
     registration: Registration,
     id: NodeId,
+    view: View,
 }
 
 /// Takes part in the cluster, or tells the others why not.
-async fn join(env: &Env, options: &NodeOptions, meta: &SharedMeta) -> Result<Joined, StartError> {
-    let joined = take_part(env, options, meta).await;
+async fn join(
+    env: &Env,
+    options: &NodeOptions,
+    meta: &SharedMeta,
+    stop: &CancellationToken,
+) -> Result<Joined, StartError> {
+    let joined = take_part(env, options, meta, stop).await;
     if let Err(error) = &joined {
         refusal::tell(env, meta, &options.name, error).await;
     }
     joined
 }
 
-/// Joins the cluster, opens the disk, and registers it, in this order (see the module's documentation).
-async fn take_part(env: &Env, options: &NodeOptions, meta: &SharedMeta) -> Result<Joined, StartError> {
-    let record = register::join_cluster(env, meta, &options.cluster, options.timings.join).await?;
+/// Joins the cluster, opens the disk, mirrors the cluster's state, and registers the disk, in this order (see the module's
+/// documentation).
+async fn take_part(
+    env: &Env,
+    options: &NodeOptions,
+    meta: &SharedMeta,
+    stop: &CancellationToken,
+) -> Result<Joined, StartError> {
+    let found = refusal::look_at_disk(env, options).await;
+    let disk = found.as_ref().ok().and_then(Option::as_ref).map(|identity| (&*options.folder, identity));
+    let record = register::join_cluster(env, meta, &options.cluster, disk, options.timings.join).await?;
     check_kek(meta, &options.kek).await?;
-    refusal::check_disk(env, options, meta).await?;
+    refusal::check_disk(options, meta, found?.as_ref()).await?;
     let store_options = StoreOptions {
         capacity_bytes: options.capacity_bytes,
         queue_bytes: options.budgets.member_bytes,
@@ -345,6 +362,14 @@ async fn take_part(env: &Env, options: &NodeOptions, meta: &SharedMeta) -> Resul
         ..StoreOptions::new(options.folder.clone(), record.id, options.name.clone())
     };
     let (store, identity) = ChunkStore::open(env.clone(), store_options).await?;
+    let is_damaged = !store.recovery().corrupt.is_empty() || store.usage().damaged_chunks > 0;
+    position::check(meta, &options.name, &identity, store.sighting(), is_damaged).await?;
+    let view = View::start(env.clone(), meta.clone(), options.name.clone(), store.clone(), stop.clone());
+    // Each write takes a restored store further (R10): it is compared with what the disk remembers before the first one.
+    let compared = view.wait_for(|state| (state.revision > 0).then_some(()));
+    if env.timeout(options.timings.join, compared).await.is_none() {
+        return Err(MetaError::Unavailable("the cluster's state could not be read".into()).into());
+    }
     let registration = Registration {
         name: options.name.clone(),
         zone: options.zone.clone(),
@@ -356,7 +381,7 @@ async fn take_part(env: &Env, options: &NodeOptions, meta: &SharedMeta) -> Resul
         lease_ttl: options.timings.lease,
     };
     let id = register_patiently(env, meta, &registration).await?;
-    Ok(Joined { record_id: record.id, store, identity, registration, id })
+    Ok(Joined { record_id: record.id, store, identity, registration, id, view })
 }
 
 /// A disk that replaces another waits until the old one's lease has run out.
@@ -388,20 +413,6 @@ async fn check_kek(meta: &SharedMeta, kek: &Kek) -> Result<(), StartError> {
         unwrapped.map_err(|error| StartError::Key { volume, error })?;
     }
     Ok(())
-}
-
-/// Makes durable, with every tick, how far the metadata store was seen (R10).
-async fn remember(view: View, store: ChunkStore, stop: CancellationToken) {
-    let remembering = async {
-        let mut tick = view.current().tick;
-        loop {
-            tick = view.wait_for(|state| (state.tick != tick).then_some(state.tick)).await;
-            if let Err(error) = store.remember().await {
-                tracing::warn!(%error, "could not remember how far the metadata store was seen");
-            }
-        }
-    };
-    stop.run_until_cancelled(remembering).await;
 }
 
 /// What this node does when it coordinates.

@@ -14,13 +14,17 @@ use tracing::{info, warn};
 use crate::{
     api::Limits,
     chunks::{self, Kek, KekError},
-    cluster::recover::{self, RecoverError, Recovered},
-    config::{NodeConfig, Recover},
+    cluster::{
+        keyring::{self, KeyringError, PutBack},
+        position::{self, AcceptError},
+        recover::{self, RecoverError, Recovered},
+    },
+    config::{NodeConfig, Recover, Recovery},
     env::{
         Env, OpenMode, Protocol,
         real::{RealClock, RealDisk, RealRandom, RealThreads, without_network},
     },
-    meta::{self, ConnectError, embedded, url::DatabaseUrl},
+    meta::{self, ConnectError, SharedMeta, embedded, url::DatabaseUrl},
     node::{self, Budgets, Ended, NodeOptions, RunningNode, ServeError, ServeOptions},
     tls::{CredentialError, TlsFiles, TlsNetwork, TlsOptions},
 };
@@ -92,20 +96,71 @@ pub enum RecoverFailure {
     Meta(#[from] ConnectError),
     #[error(transparent)]
     Recover(#[from] RecoverError),
+    #[error(transparent)]
+    Accept(#[from] AcceptError),
+    #[error("{path}: {error}; give the DATA_DIR of another node", path = path.display())]
+    Keyring { path: PathBuf, error: KeyringError },
+    #[error(
+        "{folder} keeps no volume {volume:?}: give the DATA_DIR of a node that has run since the volume was made", 
+        folder = folder.display()
+    )]
+    NotKept { folder: PathBuf, volume: String },
     #[error("{store} does not exist: put the restored store there, or correct DATABASE_URL", store = store.display())]
     NoStore { store: PathBuf },
 }
 
-/// Accepts a restored metadata store (R10). Must be called inside a tokio runtime.
-pub async fn recover(wanted: &Recover) -> Result<Recovered, RecoverFailure> {
+/// What `cairn-node recover` has done.
+#[derive(Debug)]
+pub enum Done {
+    /// The store was accepted, and these volumes were put back.
+    Store(Recovered, PutBack),
+    Disk,
+    Volume(PutBack),
+}
+
+/// Accepts a restored metadata store (R10) or a disk that is older than it was (R9), or puts a volume back. Must be called
+/// inside a tokio runtime.
+pub async fn recover(wanted: &Recover) -> Result<Done, RecoverFailure> {
     let env = without_network();
     if let Some(store) = absent_store(&env, &wanted.database_url).await {
         return Err(RecoverFailure::NoStore { store });
     }
-    let meta = meta::connect(&wanted.database_url, env).await?;
-    let recovered = recover::recover(&meta, &wanted.without).await;
+    let meta = meta::connect(&wanted.database_url, env.clone()).await?;
+    let result = recover_in(&env, &meta, wanted).await;
     meta.close().await;
-    Ok(recovered?)
+    result
+}
+
+async fn recover_in(env: &Env, meta: &SharedMeta, wanted: &Recover) -> Result<Done, RecoverFailure> {
+    let keyring = async || {
+        let (disk, folder) = (env.disk.clone(), wanted.data_dir.clone());
+        let read = env.blocking(move || keyring::read(&*disk, &folder)).await;
+        let path = wanted.data_dir.join("volumes");
+        read.map_err(|error| RecoverFailure::Keyring { path, error })
+    };
+    match &wanted.what {
+        Recovery::Disk(node) => {
+            position::accept_disk(meta, node).await?;
+            Ok(Done::Disk)
+        }
+        Recovery::Volume(volume) => {
+            let keyring = keyring().await?;
+            if !keyring.values().any(|kept| kept.name == *volume) {
+                let (folder, volume) = (wanted.data_dir.clone(), volume.clone());
+                return Err(RecoverFailure::NotKept { folder, volume });
+            }
+            Ok(Done::Volume(
+                keyring::put_back(meta, &keyring, Some(volume)).await.map_err(RecoverError::from)?,
+            ))
+        }
+        Recovery::Store { without } => {
+            // Before: a node marks what the store lacks as soon as the store is accepted.
+            let keyring = keyring().await?;
+            let recovered = recover::recover(meta, without).await?;
+            let back = keyring::put_back(meta, &keyring, None).await.map_err(RecoverError::from)?;
+            Ok(Done::Store(recovered, back))
+        }
+    }
 }
 
 /// The real world, seen with the node's certificate. Must be called inside a tokio runtime.

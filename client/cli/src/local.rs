@@ -2,7 +2,9 @@
 //! to and nowhere else.
 
 use std::ffi::OsStr;
+use std::fs::Permissions;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
@@ -42,6 +44,10 @@ pub fn ends_in_slash(path: &Path) -> bool {
 
 const PART_PREFIX: &str = ".cairn-";
 const PART_SUFFIX: &str = ".part";
+/// Of a file that was not there before; the user's mask takes from it.
+const NEW_MODE: u32 = 0o666;
+/// As many as Linux follows.
+const MAX_LINKS: usize = 40;
 
 /// Whether a name is that of a download under way, or of one that was killed: no file of the user's.
 pub fn is_part(name: &OsStr) -> bool {
@@ -87,10 +93,7 @@ impl Part {
     pub async fn exactly(target: &Path) -> Result<Self, Failure> {
         let target = target.to_owned();
         blocking(move || {
-            let target = match target.canonicalize() {
-                Ok(found) => found,
-                Err(_) => target,
-            };
+            let target = through_links(target)?;
             if let Some(parent) = target.parent() {
                 std::fs::create_dir_all(parent)?;
             }
@@ -100,18 +103,25 @@ impl Part {
     }
 
     fn create(target: PathBuf) -> Result<Self, Trouble> {
-        match std::fs::symlink_metadata(&target) {
+        let before = match std::fs::symlink_metadata(&target) {
             Ok(there) if there.is_dir() => return Err(Trouble::IsFolder(target)),
             // Renaming would replace the device itself.
             Ok(there) if !there.is_file() && !there.is_symlink() => {
                 return Err(io::Error::other("it is neither a file nor a folder").into());
             }
-            _ => {}
-        }
+            Ok(there) if there.is_file() => Some(there.permissions().mode() & 0o777),
+            _ => None,
+        };
         let temporary =
             target.with_file_name(format!("{PART_PREFIX}{:016x}{PART_SUFFIX}", rand::random::<u64>()));
-        let file = std::fs::OpenOptions::new().write(true).create_new(true).open(&temporary)?;
-        Ok(Self { file: File::from_std(file), temporary: Temporary(Some(temporary)), target })
+        let mut options = std::fs::OpenOptions::new();
+        // Whoever may not read the file that is replaced may not read the new one either, at no moment.
+        let file = options.write(true).create_new(true).mode(before.unwrap_or(NEW_MODE)).open(&temporary)?;
+        let temporary = Temporary(Some(temporary));
+        if let Some(mode) = before {
+            file.set_permissions(Permissions::from_mode(mode))?;
+        }
+        Ok(Self { file: File::from_std(file), temporary, target })
     }
 
     /// The file is complete: it takes its name.
@@ -131,6 +141,18 @@ impl Part {
         })
         .await
     }
+}
+
+/// The file that a path leads to, there or not.
+fn through_links(mut target: PathBuf) -> io::Result<PathBuf> {
+    for _ in 0..MAX_LINKS {
+        if !std::fs::symlink_metadata(&target).is_ok_and(|there| there.is_symlink()) {
+            return Ok(target);
+        }
+        let to = std::fs::read_link(&target)?;
+        target = target.parent().unwrap_or(Path::new("")).join(to);
+    }
+    Err(io::Error::other(format!("{}: too many symbolic links", target.display())))
 }
 
 /// Why a file cannot be written here. In a volume, a name may be a file's and a folder's at once; not so on a disk.
@@ -275,6 +297,43 @@ mod tests {
         assert_eq!(names(&back.join("a/b")).len(), 2);
         drop(half);
         assert_eq!(names(&back.join("a/b")), ["c"], "a broken download leaves nothing");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_replaced_keeps_its_mode() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("secret");
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        for wanted in [0o600, 0o640, 0o755] {
+            std::fs::write(&path, "old").unwrap();
+            std::fs::set_permissions(&path, Permissions::from_mode(wanted)).unwrap();
+            let mut part = Part::exactly(&path).await.unwrap();
+            let under_way = names(root.path()).into_iter().find(|name| is_part(OsStr::new(name))).unwrap();
+            assert_eq!(mode(&root.path().join(under_way)), wanted, "while it is on its way");
+            part.file.write_all(b"new").await.unwrap();
+            part.file.flush().await.unwrap();
+            part.finish().await.unwrap();
+            assert_eq!((mode(&path), std::fs::read_to_string(&path).unwrap()), (wanted, "new".into()));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_link_that_the_user_named_is_followed_also_to_what_is_not_there_yet() {
+        let root = tempfile::tempdir().unwrap();
+        let link = root.path().join("link");
+        std::os::unix::fs::symlink("folder/file", &link).unwrap();
+        for content in ["first", "second"] {
+            let mut part = Part::exactly(&link).await.unwrap();
+            part.file.write_all(content.as_bytes()).await.unwrap();
+            part.file.flush().await.unwrap();
+            part.finish().await.unwrap();
+            assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+            assert_eq!(std::fs::read_to_string(root.path().join("folder/file")).unwrap(), content);
+        }
+        let circle = root.path().join("circle");
+        std::os::unix::fs::symlink("circle", &circle).unwrap();
+        let failure = Part::exactly(&circle).await.err().expect("a circle leads nowhere");
+        assert!(failure.cause.contains("too many symbolic links"), "{failure:?}");
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 use std::{
     io,
     ops::Range,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -355,6 +356,11 @@ impl ChunkStore {
             compacted_segments: counters.compacted_segments.load(Ordering::Relaxed),
             compacted_bytes: counters.compacted_bytes.load(Ordering::Relaxed),
         }
+    }
+
+    /// Where this node keeps what it keeps.
+    pub fn folder(&self) -> &Path {
+        &self.inner.options.folder
     }
 
     /// What was found when the store was opened.

@@ -43,9 +43,21 @@ pub enum RegisterError {
     #[error(
         "this disk's boot counter is {disk}, the cluster has seen {stored}: the disk was rolled back or copied. \
          If all other nodes are well, move the data folder away (do not delete it) to join as new: what the others have is \
-         fetched from them. If several disks were rolled back together, restore what fits them instead"
+         fetched from them. If several disks were rolled back together, restore what fits them instead. If there is no newer \
+         disk and no other node, `cairn-node recover --accept-disk {node}` takes this one as it is"
     )]
-    RolledBack { disk: u64, stored: u64 },
+    RolledBack { node: String, disk: u64, stored: u64 },
+    #[error(
+        "this disk remembers the cluster's minute {disk}, and had remembered minute {stored}: it is an older copy of what it \
+         was, or has lost what was written last. Put the newer disk back. If there is none, \
+         `cairn-node recover --accept-disk {node}` takes this one as it is, and `cairn status` lists the files that it lost"
+    )]
+    DiskBehind { node: String, disk: u64, stored: u64 },
+    #[error(
+        "the metadata store holds no cluster, and {folder} holds a disk of cluster {cluster_id}: check DATABASE_URL, or restore \
+         the store from a backup (docs/restore.md); a new cluster needs a DATA_DIR of its own", folder = folder.display()
+    )]
+    EmptyStore { folder: PathBuf, cluster_id: String },
     #[error(
         "{folder} holds no disk, and node {node} had one there: mount it, or put the folder back. If that disk is lost, start \
          once with --new-disk {node} (cairn-node also takes NEW_DISK={node} in its environment): what other nodes have of it \
@@ -80,17 +92,18 @@ pub struct Registration {
     pub lease_ttl: Duration,
 }
 
-/// Reads the cluster's record, or makes it if this is the cluster's first node. Waits for the store, `patience` at
-/// most.
+/// Reads the cluster's record, or makes it if this is the cluster's first node: one whose folder holds no `disk` yet. Waits
+/// for the store, `patience` at most.
 pub async fn join_cluster(
     env: &Env,
     meta: &SharedMeta,
     name: &str,
+    disk: Option<(&Path, &Identity)>,
     patience: Duration,
 ) -> Result<ClusterRecord, RegisterError> {
     let deadline = env.clock.monotonic() + patience;
     loop {
-        let error = match try_join(env, meta, name).await {
+        let error = match try_join(env, meta, name, disk).await {
             Err(RegisterError::Meta(error @ (MetaError::Unavailable(_) | MetaError::Unknown(_)))) => error,
             other => return other,
         };
@@ -102,10 +115,19 @@ pub async fn join_cluster(
     }
 }
 
-async fn try_join(env: &Env, meta: &SharedMeta, name: &str) -> Result<ClusterRecord, RegisterError> {
+async fn try_join(
+    env: &Env,
+    meta: &SharedMeta,
+    name: &str,
+    disk: Option<(&Path, &Identity)>,
+) -> Result<ClusterRecord, RegisterError> {
     let key = keys::cluster::key();
     let mut stored = meta.get(&key).await?;
     if stored.is_none() {
+        if let Some((folder, identity)) = disk {
+            let cluster_id = hex::encode(identity.cluster_id);
+            return Err(RegisterError::EmptyStore { folder: folder.to_owned(), cluster_id });
+        }
         let record = ClusterRecord {
             id: env.random.bytes(),
             name: name.to_owned(),
@@ -144,7 +166,7 @@ pub async fn check_disk(
         None if !new_disk => Err(RegisterError::NoDisk { folder: folder.to_owned(), node: name.to_owned() }),
         None => Ok(()),
         Some(disk) if disk.incarnation.0 == record.incarnation && disk.boot < record.boot => {
-            Err(RegisterError::RolledBack { disk: disk.boot, stored: record.boot })
+            Err(RegisterError::RolledBack { node: name.to_owned(), disk: disk.boot, stored: record.boot })
         }
         Some(disk) if record.retired.contains(&hex::encode(disk.incarnation.0)) => {
             Err(RegisterError::Retired)
@@ -229,7 +251,8 @@ fn renew(
 ) -> Result<NodeRecord, RegisterError> {
     if record.incarnation == me.incarnation {
         if me.boot <= record.boot {
-            return Err(RegisterError::RolledBack { disk: me.boot, stored: record.boot });
+            let node = me.name.clone();
+            return Err(RegisterError::RolledBack { node, disk: me.boot, stored: record.boot });
         }
         return Ok(NodeRecord { retired: record.retired, ..new_record(record.id, me) });
     }
@@ -345,7 +368,11 @@ mod tests {
         let record = new_record(3, &me(1, 5));
         assert_eq!(renew(record.clone(), None, &me(1, 6)).unwrap().boot, 6);
         assert_eq!(renew(record.clone(), None, &me(1, 9)).unwrap().id, 3);
-        assert_eq!(renew(record, None, &me(1, 5)), Err(RegisterError::RolledBack { disk: 5, stored: 5 }));
+        let node = "n1".to_owned();
+        assert_eq!(
+            renew(record, None, &me(1, 5)),
+            Err(RegisterError::RolledBack { node, disk: 5, stored: 5 })
+        );
     }
 
     #[test]

@@ -130,6 +130,39 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting("LOG_FORMAT", "FORMAT", Some("text"), "text or json"),
 ];
 
+/// What concerns a metadata store, a disk or a volume that is not what it was.
+fn recover() -> clap::Command {
+    let without = clap::Arg::new("without-node")
+        .long("without-node")
+        .value_name("NAME")
+        .action(clap::ArgAction::Append)
+        .help("A node that is gone for ever; may be given several times");
+    let accept_disk = clap::Arg::new("accept-disk")
+        .long("accept-disk")
+        .value_name("NODE")
+        .conflicts_with("without-node")
+        .help(
+            "Take the disk of this stopped node as it is, though it had held more; nothing else is accepted",
+        );
+    let put_back = clap::Arg::new("put-back")
+        .long("put-back")
+        .value_name("VOLUME")
+        .conflicts_with_all(["without-node", "accept-disk"])
+        .help("Put back this volume, which the metadata store has lost, with the key that this node keeps; nothing else is done");
+    clap::Command::new("recover")
+        .about("Accepts a metadata store that was restored from an older copy, so that deleting goes on; or an older disk")
+        .after_help(
+            "Nodes that have seen the metadata store further than it is delete nothing, and `cairn status` says so. Restore a \
+             newer copy if there is one; if not, run this with the environment of any node (it needs DATABASE_URL, and \
+             DATA_DIR for volumes that the copy lacks: every node keeps their keys, too).\n\
+             Files stored after the copy was made are lost; of files deleted since then, names come back without content, \
+             and `cairn status` lists them.\n\
+             A node alone refuses a disk that is older than it was. If there is no newer one, stop the node and run this with \
+             --accept-disk: `cairn status` then lists the files that are lost.",
+        )
+        .args([without, accept_disk, put_back])
+}
+
 /// What concerns clients' tokens.
 fn token() -> clap::Command {
     let new_token = clap::Command::new("new")
@@ -191,20 +224,6 @@ pub fn grammar() -> clap::Command {
     let init = clap::Command::new("init-secrets")
         .about("Makes CA, certificates, key-encryption key and a client's token where they are missing; changes nothing that exists")
         .args([folder, hosts, etcd_hosts, cluster]);
-    let without = clap::Arg::new("without-node")
-        .long("without-node")
-        .value_name("NAME")
-        .action(clap::ArgAction::Append)
-        .help("A node that is gone for ever; may be given several times");
-    let recover = clap::Command::new("recover")
-        .about("Accepts a metadata store that was restored from an older copy, so that deleting goes on")
-        .after_help(
-            "Nodes that have seen the metadata store further than it is delete nothing, and `cairn status` says so. Restore a \
-             newer copy if there is one; if not, run this with the environment of any node (it needs DATABASE_URL).\n\
-             Files stored after the copy was made are lost; of files deleted since then, names come back without content, \
-             and `cairn status` lists them.",
-        )
-        .arg(without);
     let verify = clap::Command::new("verify")
         .about("Reads every chunk of a stopped node, and says what is damaged. Exit codes: 0 all is whole, 1 not")
         .after_help("Nothing is mended: start the node, and what it finds damaged it fetches from other nodes.")
@@ -222,7 +241,7 @@ pub fn grammar() -> clap::Command {
         .args(settings)
         .arg(file)
         .subcommand(init)
-        .subcommand(recover)
+        .subcommand(recover())
         .subcommand(verify)
         .subcommand(token())
 }

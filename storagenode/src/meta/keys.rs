@@ -21,6 +21,7 @@
 //! | `count/<volume>` | [`count::CountRecord`]: files and bytes when last counted | the coordinator |
 //! | `volume-id` | the last number given to a volume | gateways |
 //! | `file/<volume id>/<path>` | [`file::FileRecord`] | gateways |
+//! | `disk/<node>` | [`disk::DiskRecord`]: how far its disk remembers the store | that node |
 //! | `slot/<node>/<number>` | [`slot`]: what the gateway last committed there | that gateway |
 //! | `file:sweep` | a marker behind a scan of the records, see [`sweep::marker_key`] | the coordinator |
 //! | `upload/<generation>` | [`upload::UploadRecord`], leased: a long upload | that gateway |
@@ -40,6 +41,7 @@ use super::{KeyValue, MetaError};
 pub mod cluster;
 pub mod collect;
 pub mod count;
+pub mod disk;
 pub mod file;
 pub mod intent;
 pub mod map;

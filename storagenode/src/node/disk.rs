@@ -10,7 +10,10 @@ use tracing::{error, warn};
 use super::Node;
 use crate::{
     chunks::FolderGone,
-    cluster::register::{self, RegisterError},
+    cluster::{
+        position,
+        register::{self, RegisterError},
+    },
     workers::{compact::Compact, scrub::Scrub},
 };
 
@@ -61,6 +64,26 @@ impl Node {
         };
         let stop = self.stop.clone();
         self.tasks.spawn(async move { stop.run_until_cancelled(looking).await });
+    }
+
+    /// Makes durable, with every tick, how far the metadata store was seen (R10), and tells the store that the disk remembers
+    /// it (R9). Never ends.
+    pub(super) fn remembering(&self) -> impl Future<Output = ()> + Send + use<> {
+        let (view, store, meta) = (self.view.clone(), self.store.clone(), self.meta.clone());
+        let (name, incarnation) = (self.options.name.clone(), self.registration.incarnation);
+        async move {
+            let mut tick = view.current().tick;
+            loop {
+                tick = view.wait_for(|state| (state.tick != tick).then_some(state.tick)).await;
+                // What is seen meanwhile may not be durable yet.
+                let durable = store.sighting();
+                if let Err(error) = store.remember().await {
+                    warn!(%error, "could not remember how far the metadata store was seen");
+                } else if let Err(error) = position::tell(&meta, &name, incarnation, durable).await {
+                    warn!(%error, "could not tell the metadata store what this disk remembers");
+                }
+            }
+        }
     }
 
     pub(super) fn start_scrub(&self) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{NodeOptions, StartError};
 use crate::{
-    chunks::{OpenError, peek_identity},
+    chunks::{Identity, OpenError, peek_identity},
     cluster::register::{self, RegisterError},
     env::Env,
     meta::{
@@ -17,22 +17,30 @@ use crate::{
 const TELL_LIMIT: Duration = Duration::from_secs(3);
 const CHARS_MAX: usize = 2_000;
 
-/// Refuses what is in the folder, or that nothing is, without any change to it.
-pub async fn check_disk(env: &Env, options: &NodeOptions, meta: &SharedMeta) -> Result<(), StartError> {
+/// Whose disk is in the node's folder, without any change to it.
+pub async fn look_at_disk(env: &Env, options: &NodeOptions) -> Result<Option<Identity>, OpenError> {
     let (disk, folder) = (env.disk.clone(), options.folder.clone());
-    let found = env.blocking(move || peek_identity(&*disk, &folder)).await?;
+    env.blocking(move || peek_identity(&*disk, &folder)).await
+}
+
+/// Refuses what was found in the folder, or that nothing was.
+pub async fn check_disk(
+    options: &NodeOptions,
+    meta: &SharedMeta,
+    found: Option<&Identity>,
+) -> Result<(), StartError> {
     let NodeOptions { folder, name, new_disk, .. } = options;
-    Ok(register::check_disk(meta, folder, name, found.as_ref(), *new_disk).await?)
+    Ok(register::check_disk(meta, folder, name, found, *new_disk).await?)
 }
 
 /// Leaves word of why a node does not start, for whoever asks the others (`cairn status`). Only of what will not pass by
 /// itself, and not of a second process beside one that runs.
 pub async fn tell(env: &Env, meta: &SharedMeta, name: &str, error: &StartError) {
-    use RegisterError::{NoDisk, Retired, RolledBack};
+    use RegisterError::{DiskBehind, NoDisk, Retired, RolledBack};
     match error {
         StartError::Disk(OpenError::Locked { .. }) => return,
         StartError::Disk(_) | StartError::Key { .. } => {}
-        StartError::Register(NoDisk { .. } | Retired | RolledBack { .. }) => {}
+        StartError::Register(DiskBehind { .. } | NoDisk { .. } | Retired | RolledBack { .. }) => {}
         StartError::Register(_) | StartError::Meta(_) => return,
     }
     let why = error.to_string().chars().take(CHARS_MAX).collect();

@@ -1,7 +1,14 @@
 //! A metadata store between which and its clients messages get lost, as on a real network: a request that never arrives, an
 //! answer that never comes, a request that arrives long after its sender has given up.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -35,6 +42,8 @@ pub struct MetaFaults {
     clock: Arc<dyn Clock>,
     state: Arc<Mutex<(Odds, StdRng)>>,
     planned: Arc<Mutex<Vec<Planned>>>,
+    /// Of those that were planned, how many have been given to be sent, and are not on their way yet.
+    to_send: Arc<AtomicUsize>,
 }
 
 /// A transaction that will be late.
@@ -54,7 +63,7 @@ enum Fate {
 impl MetaFaults {
     pub fn new(seed: u64, clock: Arc<dyn Clock>) -> Self {
         let state = (Odds::default(), StdRng::seed_from_u64(seed));
-        Self { clock, state: Arc::new(Mutex::new(state)), planned: Arc::default() }
+        Self { clock, state: Arc::new(Mutex::new(state)), planned: Arc::default(), to_send: Arc::default() }
     }
 
     /// The next transaction that writes this key arrives only after `delay`, and its sender hears nothing.
@@ -68,12 +77,13 @@ impl MetaFaults {
             txn.then.iter().any(|op| matches!(op, Op::Put { key, .. } if *key == planned.writes))
         };
         let position = planned.iter().position(writes)?;
+        self.to_send.fetch_add(1, Ordering::Relaxed);
         Some(planned.remove(position).delay)
     }
 
-    /// Whether everything that was planned has come to pass.
+    /// Whether everything that was planned is on its way: its sender may die now.
     pub fn plan_is_done(&self) -> bool {
-        self.planned.lock().is_empty()
+        self.planned.lock().is_empty() && self.to_send.load(Ordering::Relaxed) == 0
     }
 
     pub fn set(&self, odds: Odds) {
@@ -153,6 +163,9 @@ impl LossyMeta {
                     arrival.await;
                     let _ = request.await;
                 });
+                if planned.is_some() {
+                    self.faults.to_send.fetch_sub(1, Ordering::Relaxed);
+                }
                 clock.sleep(PATIENCE).await;
                 Err(silence("the request is late"))
             }
