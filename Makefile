@@ -4,6 +4,9 @@
 CARGO ?= cargo
 RUN = $(CARGO) run --quiet --profile ci --bin
 
+# Either would take the place of what .cargo/config.toml says, without which programs are not static and no image starts.
+unexport RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
+
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo kube bench test soak quick lint readme
 

@@ -25,6 +25,7 @@ pub struct Spec {
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     clear_env: bool,
+    without: Vec<&'static str>,
     folder: Option<PathBuf>,
     log: Option<PathBuf>,
     shown: bool,
@@ -40,6 +41,7 @@ impl Spec {
             args: Vec::new(),
             env: Vec::new(),
             clear_env: false,
+            without: Vec::new(),
             folder: None,
             log: None,
             shown: false,
@@ -66,6 +68,12 @@ impl Spec {
     /// Starts from an empty environment, so that only what [`Spec::env`] says counts.
     pub fn clear_env(mut self) -> Self {
         self.clear_env = true;
+        self
+    }
+
+    /// Keeps variables of the caller's environment from the process.
+    pub fn without_env(mut self, names: &[&'static str]) -> Self {
+        self.without.extend_from_slice(names);
         self
     }
 
@@ -109,6 +117,7 @@ impl Spec {
         if self.clear_env {
             command.env_clear();
         }
+        self.without.iter().for_each(|name| _ = command.env_remove(name));
         command.envs(self.env.iter().map(|(k, v)| (k, v)));
         if let Some(folder) = &self.folder {
             command.current_dir(folder);

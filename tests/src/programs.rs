@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::process::Spec;
+
 /// The program `name`, built by the same build as the running one.
 ///
 /// # Panics
@@ -12,4 +14,20 @@ pub fn built(name: &str) -> PathBuf {
     let found =
         running.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.is_file());
     found.unwrap_or_else(|| panic!("{name} is not built beside {}: run `make build`", running.display()))
+}
+
+/// What tells `cairn` which cluster is meant.
+const WHICH_CLUSTER: [&str; 7] = [
+    "CAIRN_CONFIG",
+    "CAIRN_CONTEXT",
+    "CAIRN_ENDPOINT",
+    "CAIRN_CA_FILE",
+    "CAIRN_TOKEN",
+    "CAIRN_TOKEN_FILE",
+    "CAIRN_SERVER_NAME",
+];
+
+/// The command line, which knows nothing of the cluster that the caller's environment names: it may be theirs.
+pub fn cairn() -> Spec {
+    Spec::new("cairn", built("cairn")).without_env(&WHICH_CLUSTER)
 }

@@ -30,22 +30,26 @@ impl Stop {
 }
 
 impl Stop {
-    /// From now on the first SIGINT or SIGTERM asks for an orderly end, the second ends the process at once.
+    /// From now on the first SIGINT or SIGTERM asks for an orderly end, the second ends the process at once. SIGHUP and SIGQUIT
+    /// ask for an orderly end, however often they come: a terminal that is closed sends several.
     pub fn on_signals(program: &'static str) -> Result<Self> {
         let stop = Self::default();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (mut interrupt, mut terminate) = {
-            let _inside = runtime.enter();
-            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
-        };
+        let inside = runtime.enter();
+        let (mut interrupt, mut terminate) =
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let (mut hangup, mut quit) = (signal(SignalKind::hangup())?, signal(SignalKind::quit())?);
+        drop(inside);
         let asked = stop.clone();
         let wait = async move {
             loop {
-                tokio::select! {
-                    _ = interrupt.recv() => {}
-                    _ = terminate.recv() => {}
-                }
-                if asked.is_set() {
+                let may_be_last = tokio::select! {
+                    _ = interrupt.recv() => true,
+                    _ = terminate.recv() => true,
+                    _ = hangup.recv() => false,
+                    _ = quit.recv() => false,
+                };
+                if may_be_last && asked.is_set() {
                     eprintln!("{program}: told to end a second time: ending at once");
                     std::process::exit(INTERRUPTED.into());
                 }

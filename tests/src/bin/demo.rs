@@ -150,7 +150,7 @@ impl Cluster {
             }
             _ => println!("$ cairn {}", arguments.join(" ")),
         }
-        let spec = Spec::new("cairn", programs::built("cairn")).args(arguments);
+        let spec = programs::cairn().args(arguments);
         let child = spec.env("CAIRN_CONFIG", &self.config).shown().spawn()?;
         loop {
             if let Some(status) = child.exited() {

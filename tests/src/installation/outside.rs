@@ -6,10 +6,7 @@ use anyhow::{Context, Result, ensure};
 use base64::{Engine, engine::general_purpose::STANDARD};
 
 use super::Installation;
-use crate::{
-    process::{Spec, run},
-    programs,
-};
+use crate::{process::run, programs};
 
 /// The Service and the Secret that the operator makes for clients of cluster `demo`.
 const SERVICE: &str = "service/demo";
@@ -53,7 +50,7 @@ impl Outside {
 
     /// Runs the command line; what it printed.
     pub fn cairn(&self, arguments: &[&str]) -> Result<String> {
-        let mut spec = Spec::new("cairn", programs::built("cairn")).args(arguments);
+        let mut spec = programs::cairn().args(arguments);
         for (name, value) in self.environment() {
             spec = spec.env(name, value);
         }
