@@ -362,7 +362,7 @@ async fn take_part(
         ..StoreOptions::new(options.folder.clone(), record.id, options.name.clone())
     };
     let (store, identity) = ChunkStore::open(env.clone(), store_options).await?;
-    let is_damaged = !store.recovery().corrupt.is_empty() || store.usage().damaged_chunks > 0;
+    let is_damaged = !store.recovery().corrupt.is_empty();
     position::check(meta, &options.name, &identity, store.sighting(), is_damaged).await?;
     let view = View::start(env.clone(), meta.clone(), options.name.clone(), store.clone(), stop.clone());
     // Each write takes a restored store further (R10): it is compared with what the disk remembers before the first one.

@@ -42,17 +42,19 @@ impl Stop {
         drop(inside);
         let asked = stop.clone();
         let wait = async move {
+            let mut told = false;
             loop {
-                let may_be_last = tokio::select! {
+                let counts = tokio::select! {
                     _ = interrupt.recv() => true,
                     _ = terminate.recv() => true,
                     _ = hangup.recv() => false,
                     _ = quit.recv() => false,
                 };
-                if may_be_last && asked.is_set() {
+                if counts && told {
                     eprintln!("{program}: told to end a second time: ending at once");
                     std::process::exit(INTERRUPTED.into());
                 }
+                told |= counts;
                 asked.set();
             }
         };
