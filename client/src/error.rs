@@ -88,7 +88,10 @@ impl Error {
     }
 
     pub(crate) fn at(mut self, endpoint: &str) -> Self {
-        self.0.endpoint.get_or_insert_with(|| endpoint.to_owned());
+        // What is wrong on this side no node has said, and another file may be sound.
+        if self.0.code != ErrorCode::Unspecified {
+            self.0.endpoint.get_or_insert_with(|| endpoint.to_owned());
+        }
         self
     }
 
@@ -296,6 +299,17 @@ mod tests {
         let metadata: HashMap<String, String> =
             metadata.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
         Status::with_error_details(code, "message", ErrorDetails::with_error_info(reason, domain, metadata))
+    }
+
+    /// A caller that goes on with other files stops where a node cannot be used at all: this is no such thing.
+    #[test]
+    fn what_is_wrong_here_was_said_by_no_node() {
+        let local = Error::local("cannot read x", "").at("n1:50051");
+        assert_eq!((local.endpoint(), local.effect()), (None, Effect::NotSent));
+        assert_eq!(
+            Error::new(ErrorCode::Unavailable, Effect::NotSent, "", "").at("n1:1").endpoint(),
+            Some("n1:1")
+        );
     }
 
     #[test]

@@ -328,6 +328,9 @@ struct Joined {
     view: View,
 }
 
+const STATE_UNREAD: &str =
+    "the cluster's state could not be read in time: the warnings before this say why; check the store";
+
 /// Takes part in the cluster, or tells the others why not.
 async fn join(
     env: &Env,
@@ -368,7 +371,7 @@ async fn take_part(
     // Each write takes a restored store further (R10): it is compared with what the disk remembers before the first one.
     let compared = view.wait_for(|state| (state.revision > 0).then_some(()));
     if env.timeout(options.timings.join, compared).await.is_none() {
-        return Err(MetaError::Unavailable("the cluster's state could not be read".into()).into());
+        return Err(MetaError::Unavailable(STATE_UNREAD.into()).into());
     }
     let registration = Registration {
         name: options.name.clone(),

@@ -13,9 +13,9 @@ use tracing::{info, warn};
 
 use crate::{
     api::Limits,
-    chunks::{self, Kek, KekError},
+    chunks::{self, Kek, KekError, OpenError},
     cluster::{
-        keyring::{self, KeyringError, PutBack},
+        keyring::{self, Keyring, KeyringError, PutBack},
         position::{self, AcceptError},
         recover::{self, RecoverError, Recovered},
     },
@@ -24,7 +24,11 @@ use crate::{
         Env, OpenMode, Protocol,
         real::{RealClock, RealDisk, RealRandom, RealThreads, without_network},
     },
-    meta::{self, ConnectError, SharedMeta, embedded, url::DatabaseUrl},
+    meta::{
+        self, ConnectError, SharedMeta, embedded,
+        keys::{self, cluster::ClusterRecord},
+        url::DatabaseUrl,
+    },
     node::{self, Budgets, Ended, NodeOptions, RunningNode, ServeError, ServeOptions},
     tls::{CredentialError, TlsFiles, TlsNetwork, TlsOptions},
 };
@@ -98,6 +102,13 @@ pub enum RecoverFailure {
     Recover(#[from] RecoverError),
     #[error(transparent)]
     Accept(#[from] AcceptError),
+    #[error(transparent)]
+    Disk(OpenError),
+    #[error(
+        "{folder} holds a disk of another cluster than the metadata store's: correct DATA_DIR or DATABASE_URL",
+        folder = folder.display()
+    )]
+    OthersDisk { folder: PathBuf },
     #[error("{path}: {error}; give the DATA_DIR of another node", path = path.display())]
     Keyring { path: PathBuf, error: KeyringError },
     #[error(
@@ -134,9 +145,20 @@ pub async fn recover(wanted: &Recover) -> Result<Done, RecoverFailure> {
 async fn recover_in(env: &Env, meta: &SharedMeta, wanted: &Recover) -> Result<Done, RecoverFailure> {
     let keyring = async || {
         let (disk, folder) = (env.disk.clone(), wanted.data_dir.clone());
-        let read = env.blocking(move || keyring::read(&*disk, &folder)).await;
-        let path = wanted.data_dir.join("volumes");
-        read.map_err(|error| RecoverFailure::Keyring { path, error })
+        let read = move || (chunks::peek_identity(&*disk, &folder), keyring::read(&*disk, &folder));
+        let (identity, keyring) = env.blocking(read).await;
+        // Volumes of another cluster are nothing to put back here.
+        let stored = meta.get(&keys::cluster::key()).await.map_err(RecoverError::from)?;
+        let stored = stored.as_ref().map(keys::from_json::<ClusterRecord>).transpose();
+        let stored = stored.map_err(RecoverError::from)?;
+        let folder = wanted.data_dir.clone();
+        match (identity.map_err(RecoverFailure::Disk)?, stored) {
+            (Some(disk), Some(stored)) if disk.cluster_id == stored.id => {
+                keyring.map_err(|error| RecoverFailure::Keyring { path: folder.join("volumes"), error })
+            }
+            (Some(_), _) => Err(RecoverFailure::OthersDisk { folder }),
+            (None, _) => Ok(Keyring::new()),
+        }
     };
     match &wanted.what {
         Recovery::Disk(node) => {

@@ -25,7 +25,7 @@ pub struct Spec {
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     clear_env: bool,
-    without: Vec<&'static str>,
+    without: Option<&'static str>,
     folder: Option<PathBuf>,
     log: Option<PathBuf>,
     shown: bool,
@@ -41,7 +41,7 @@ impl Spec {
             args: Vec::new(),
             env: Vec::new(),
             clear_env: false,
-            without: Vec::new(),
+            without: None,
             folder: None,
             log: None,
             shown: false,
@@ -71,9 +71,9 @@ impl Spec {
         self
     }
 
-    /// Keeps variables of the caller's environment from the process.
-    pub fn without_env(mut self, names: &[&'static str]) -> Self {
-        self.without.extend_from_slice(names);
+    /// Keeps variables of the caller's environment whose names begin so from the process.
+    pub fn without_env(mut self, prefix: &'static str) -> Self {
+        self.without = Some(prefix);
         self
     }
 
@@ -117,7 +117,11 @@ impl Spec {
         if self.clear_env {
             command.env_clear();
         }
-        self.without.iter().for_each(|name| _ = command.env_remove(name));
+        if let Some(prefix) = self.without {
+            let begins_so = |name: &OsString| name.as_encoded_bytes().starts_with(prefix.as_bytes());
+            let names = std::env::vars_os().map(|(name, _)| name).filter(begins_so);
+            names.for_each(|name| _ = command.env_remove(name));
+        }
         command.envs(self.env.iter().map(|(k, v)| (k, v)));
         if let Some(folder) = &self.folder {
             command.current_dir(folder);

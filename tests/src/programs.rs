@@ -16,18 +16,7 @@ pub fn built(name: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("{name} is not built beside {}: run `make build`", running.display()))
 }
 
-/// What tells `cairn` which cluster is meant.
-const WHICH_CLUSTER: [&str; 7] = [
-    "CAIRN_CONFIG",
-    "CAIRN_CONTEXT",
-    "CAIRN_ENDPOINT",
-    "CAIRN_CA_FILE",
-    "CAIRN_TOKEN",
-    "CAIRN_TOKEN_FILE",
-    "CAIRN_SERVER_NAME",
-];
-
 /// The command line, which knows nothing of the cluster that the caller's environment names: it may be theirs.
 pub fn cairn() -> Spec {
-    Spec::new("cairn", built("cairn")).without_env(&WHICH_CLUSTER)
+    Spec::new("cairn", built("cairn")).without_env("CAIRN_")
 }

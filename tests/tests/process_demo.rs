@@ -17,7 +17,8 @@ use tempfile::TempDir;
 const LIMIT: Duration = Duration::from_secs(600);
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 /// In the environment of the demo, and so of everything that it starts.
-const MARK: &str = "CAIRN_DEMO_TEST";
+/// Not `CAIRN_…`: such variables the demo keeps from what it starts.
+const MARK: &str = "DEMO_TEST_OF";
 
 /// A demo under way.
 struct Demo {

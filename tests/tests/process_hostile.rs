@@ -25,6 +25,7 @@ use tokio::{
     net::TcpStream,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_util::sync::CancellationToken;
 
 const ZONES: [&str; 3] = ["a", "b", "c"];
 const MIB: usize = 1 << 20;
@@ -285,18 +286,21 @@ async fn a_node_alone_killed_during_uploads_loses_nothing() {
     let mut acknowledged: BTreeMap<String, Bytes> = BTreeMap::new();
     for round in 0..6u64 {
         let (sender, mut done) = tokio::sync::mpsc::channel(1_000);
+        let killed = CancellationToken::new();
         let writers: Vec<_> = (0..4u64)
             .map(|writer| {
-                let (client, sender) = (cluster.client(), sender.clone());
-                tokio::spawn(write_until_it_fails(client, round * 1_000 + writer * 100, sender))
+                let from = round * 1_000 + writer * 100;
+                tokio::spawn(write_until_killed(cluster.client(), from, sender.clone(), killed.clone()))
             })
             .collect();
+        // Theirs are the last: when no writer is left, nobody waits.
+        drop(sender);
         for _ in 0..12 {
             let (path, bytes) = done.recv().await.expect("uploads are acknowledged");
             acknowledged.insert(path, bytes);
         }
         cluster.kill(0);
-        drop(sender);
+        killed.cancel();
         while let Some((path, bytes)) = done.recv().await {
             acknowledged.insert(path, bytes);
         }
@@ -315,15 +319,23 @@ async fn a_node_alone_killed_during_uploads_loses_nothing() {
 
 type Done = tokio::sync::mpsc::Sender<(String, Bytes)>;
 
-async fn write_until_it_fails(client: Client, from: u64, done: Done) {
+/// Uploads, however slow they are, until one fails, or does not end within a second after the node was killed.
+async fn write_until_killed(client: Client, from: u64, done: Done, killed: CancellationToken) {
     for number in from..from + 100 {
         let bytes = content(number, 1 + (number as usize * 7_919) % (2 * MIB));
         let source = BytesSource(bytes.clone());
         let path = format!("k/{number}");
         let upload = client.upload(VOLUME, &path, UploadOptions::default(), &source);
-        match tokio::time::timeout(Duration::from_secs(1), upload).await {
-            Ok(Ok(_)) => done.send((path, bytes)).await.expect("somebody listens"),
-            _ => return,
+        let given_up = async {
+            killed.cancelled().await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        };
+        tokio::select! {
+            uploaded = upload => match uploaded {
+                Ok(_) => done.send((path, bytes)).await.expect("somebody listens"),
+                Err(_) => return,
+            },
+            () = given_up => return,
         }
     }
 }

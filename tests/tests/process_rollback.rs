@@ -201,6 +201,12 @@ async fn volumes_that_the_store_has_lost_come_back_with_their_keys() {
     wait_kept(&cluster, "\"files\",\"gone\":").await;
     let unknown = started(&cluster, &["recover", "--put-back", "no-such"]);
     assert!(!unknown.success && unknown.stderr.contains("keeps no volume \"no-such\""), "{}", unknown.stderr);
+    let stranger = CairnCluster::start(ClusterOptions::new(&["a"], etcd.database_url("/stranger"))).await;
+    let foreign =
+        cluster.spec(0).env("DATA_DIR", stranger.data_folder(0)).args(["recover", "--put-back", "x"]);
+    let foreign = run(foreign, None, Duration::from_secs(30)).expect("cairn-node runs");
+    assert!(!foreign.success && foreign.stderr.contains("a disk of another cluster"), "{foreign:?}");
+    drop(stranger);
     let back = started(&cluster, &["recover", "--put-back", "files"]);
     assert!(back.success && back.stdout.contains("volume files is back"), "{back:?}");
     assert_eq!(store.get(&key).await.unwrap().expect("the volume's record").value, volume);

@@ -24,7 +24,7 @@ use crate::{
     cluster::{ClusterState, View},
     env::{Disk, Env, OpenMode, replace_file},
     meta::{
-        Compare, MetaError, Op, RangeRead, SharedMeta, Txn,
+        Compare, KeyValue, MetaError, Op, RangeRead, SharedMeta, Txn,
         keys::{
             self,
             volume::{State, VolumeRecord},
@@ -143,7 +143,7 @@ pub async fn keep(env: Env, meta: SharedMeta, view: View, store: ChunkStore) {
     };
     let mut written = None;
     loop {
-        let state = view.wait_for(|state| (state.revision > 0).then(|| state.clone())).await;
+        let state = view.current();
         match look(&meta, &state, known.clone()).await {
             Ok(keyring) if written.as_ref() != Some(&keyring) => {
                 let (disk, path, content) = (env.disk.clone(), folder.join(FILE), v1::encode(&keyring));
@@ -161,15 +161,17 @@ pub async fn keep(env: Env, meta: SharedMeta, view: View, store: ChunkStore) {
 }
 
 async fn look(meta: &SharedMeta, state: &ClusterState, known: Keyring) -> Result<Keyring, MetaError> {
-    let entries = meta.range(RangeRead::prefix(keys::volume::PREFIX)).await?.entries;
-    let record = |entry| {
+    let page = meta.range(RangeRead::prefix(keys::volume::PREFIX)).await?;
+    let record = |entry: &KeyValue| {
         let record: VolumeRecord = keys::from_json(entry)?;
         let name = entry.key[keys::volume::PREFIX.len()..].to_vec();
         let name = String::from_utf8(name).map_err(|_| MetaError::Damaged(keys::name(&entry.key)))?;
         Ok((name, record))
     };
-    let stored = entries.iter().map(record).collect::<Result<_, MetaError>>()?;
-    Ok(merge(known, stored, state.tick, !state.may_delete()))
+    let stored = page.entries.iter().map(record).collect::<Result<_, MetaError>>()?;
+    // The store may have gone back without this node's mirror knowing it yet.
+    let in_doubt = !state.may_delete() || page.revision < state.revision;
+    Ok(merge(known, stored, state.tick, in_doubt))
 }
 
 /// What became of the volumes that the store lacks.
