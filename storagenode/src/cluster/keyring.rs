@@ -160,6 +160,11 @@ pub async fn keep(env: Env, meta: SharedMeta, view: View, store: ChunkStore) {
     }
 }
 
+/// Whether a store that is at `revision` may lack what it had; it may have gone back without this node's mirror knowing it yet.
+fn is_doubtful(state: &ClusterState, revision: u64) -> bool {
+    !state.may_delete() || revision < state.revision
+}
+
 async fn look(meta: &SharedMeta, state: &ClusterState, known: Keyring) -> Result<Keyring, MetaError> {
     let page = meta.range(RangeRead::prefix(keys::volume::PREFIX)).await?;
     let record = |entry: &KeyValue| {
@@ -169,9 +174,7 @@ async fn look(meta: &SharedMeta, state: &ClusterState, known: Keyring) -> Result
         Ok((name, record))
     };
     let stored = page.entries.iter().map(record).collect::<Result<_, MetaError>>()?;
-    // The store may have gone back without this node's mirror knowing it yet.
-    let in_doubt = !state.may_delete() || page.revision < state.revision;
-    Ok(merge(known, stored, state.tick, in_doubt))
+    Ok(merge(known, stored, state.tick, is_doubtful(state, page.revision)))
 }
 
 /// What became of the volumes that the store lacks.
@@ -284,6 +287,14 @@ mod tests {
         let seen = merge(Keyring::new(), stored(&[("a", 1), ("b", 2)]), 10, false);
         let doubted = merge(seen, stored(&[("c", 3)]), 10 + 2 * KEEP_TICKS, true);
         assert_eq!(gone(&doubted), [("a", 1, None), ("b", 2, None), ("c", 3, None)]);
+    }
+
+    #[test]
+    fn a_store_that_went_back_is_doubted_before_anybody_says_so() {
+        let state = ClusterState { revision: 10, ..ClusterState::default() };
+        assert!(!is_doubtful(&state, 10) && !is_doubtful(&state, 11));
+        assert!(is_doubtful(&state, 9));
+        assert!(is_doubtful(&ClusterState { in_doubt: true, ..state }, 10));
     }
 
     #[test]

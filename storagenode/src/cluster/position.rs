@@ -60,32 +60,57 @@ pub async fn check(
         return Err(MetaError::Damaged("a transaction answered with too few reads".into()).into());
     };
     let Some(told) = told.as_ref().map(keys::from_json::<DiskRecord>).transpose()? else { return Ok(()) };
-    if told.incarnation != identity.incarnation.0 || !is_behind(found, &told) {
-        return Ok(());
-    }
-    if is_damaged {
-        warn!(
-            node,
-            "the disk may have lost more than what was found damaged; the other nodes are asked for it"
-        );
+    if told.incarnation != identity.incarnation.0 {
         return Ok(());
     }
     let map: Option<MapHead> = map.as_ref().map(keys::from_json).transpose()?;
-    if map.is_some_and(|map| map.nodes.len() > 1) {
-        warn!(
+    let nodes = map.map_or(0, |map| map.nodes.len());
+    match judge(found, &told, is_damaged, nodes) {
+        Verdict::Good => {}
+        Verdict::Damaged => {
+            warn!(
+                node,
+                "the disk may have lost more than what was found damaged; the other nodes are asked for it"
+            );
+        }
+        Verdict::BehindOthers => warn!(
             node,
             remembers = found.tick,
             had_remembered = told.tick,
             "the disk has lost what was written to it last: it was rolled back, or forgets what it had acknowledged; the \
              other nodes are asked for it"
-        );
-        return Ok(());
+        ),
+        Verdict::BehindAlone => {
+            return Err(RegisterError::DiskBehind {
+                node: node.to_owned(),
+                disk: found.tick,
+                stored: told.tick,
+            });
+        }
     }
-    Err(RegisterError::DiskBehind { node: node.to_owned(), disk: found.tick, stored: told.tick })
+    Ok(())
 }
 
-fn is_behind(found: Sighting, told: &DiskRecord) -> bool {
-    (found.tick, found.revision) < (told.tick, told.revision)
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Good,
+    /// Behind, and that may be the damage which is named anyway.
+    Damaged,
+    BehindOthers,
+    BehindAlone,
+}
+
+/// What to think of a disk that said `told` and remembers `found`, in a cluster whose map has so many nodes.
+fn judge(found: Sighting, told: &DiskRecord, is_damaged: bool, nodes: usize) -> Verdict {
+    if (found.tick, found.revision) >= (told.tick, told.revision) {
+        Verdict::Good
+    } else if is_damaged {
+        Verdict::Damaged
+    } else if nodes > 1 {
+        Verdict::BehindOthers
+    } else {
+        Verdict::BehindAlone
+    }
 }
 
 /// Takes the disk of a stopped node as it is, however old: what the store knew of a newer one is forgotten.
@@ -120,9 +145,20 @@ mod tests {
     #[test]
     fn a_disk_is_behind_by_tick_or_by_revision_within_one() {
         let told = DiskRecord { incarnation: [1; 16], tick: 7, revision: 50 };
-        let behind = |tick, revision| is_behind(Sighting { tick, revision, ..Sighting::default() }, &told);
-        assert!(behind(6, 90) && behind(7, 49));
-        assert!(!behind(7, 50) && !behind(7, 51));
-        assert!(!behind(8, 3), "after a restored store was accepted, revisions begin anew");
+        let alone =
+            |tick, revision| judge(Sighting { tick, revision, ..Sighting::default() }, &told, false, 1);
+        assert_eq!([alone(6, 90), alone(7, 49)], [Verdict::BehindAlone, Verdict::BehindAlone]);
+        assert_eq!([alone(7, 50), alone(7, 51)], [Verdict::Good, Verdict::Good]);
+        assert_eq!(alone(8, 3), Verdict::Good, "after a restored store was accepted, revisions begin anew");
+    }
+
+    #[test]
+    fn others_or_damage_that_is_named_are_no_reason_to_stay_away() {
+        let told = DiskRecord { incarnation: [1; 16], tick: 7, revision: 50 };
+        let behind = Sighting { tick: 6, ..Sighting::default() };
+        assert_eq!(judge(behind, &told, false, 0), Verdict::BehindAlone, "there is no map yet");
+        assert_eq!(judge(behind, &told, false, 2), Verdict::BehindOthers);
+        assert_eq!(judge(behind, &told, true, 1), Verdict::Damaged);
+        assert_eq!(judge(behind, &told, true, 3), Verdict::Damaged);
     }
 }
