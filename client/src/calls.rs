@@ -11,6 +11,16 @@ use crate::error::{Effect, Error, Result};
 use crate::retry::Repeat;
 use crate::{Client, MAX_MESSAGE_BYTES, Node};
 
+/// How to look at a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StatOptions {
+    /// Also ask for each of its chunks where the copies are.
+    pub chunks: bool,
+    /// While the metadata store cannot be reached, the file as a node last knew it will do; the answer's `stale_ms` says
+    /// so.
+    pub allow_stale: bool,
+}
+
 /// What must hold of the file that is there now.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Condition {
@@ -74,26 +84,25 @@ const MAX_VOLUMES: usize = 1_000_000;
 
 impl Client {
     pub async fn stat(&self, volume: &str, path: &str) -> Result<FileInfo> {
-        let answer = self.stat_request(volume, path, false).await?;
-        answer.file.ok_or_else(|| Error::protocol("the node's answer has no file in it"))
+        let answer = self.stat_with(volume, path, StatOptions::default()).await?;
+        Ok(answer.file.expect("looked for"))
     }
 
-    /// The file, and for each of its chunks where the copies are.
-    pub async fn stat_chunks(&self, volume: &str, path: &str) -> Result<StatResponse> {
-        let answer = self.stat_request(volume, path, true).await?;
-        match answer.file {
-            Some(_) => Ok(answer),
-            None => Err(Error::protocol("the node's answer has no file in it")),
-        }
-    }
-
-    async fn stat_request(&self, volume: &str, path: &str, chunks: bool) -> Result<StatResponse> {
-        let message = wire::StatRequest { volume: volume.to_owned(), path: path.to_owned(), chunks };
-        self.unary(Repeat::Safe, message, |node, request| {
+    /// The file, and what else the options ask for; `file` is there always.
+    pub async fn stat_with(&self, volume: &str, path: &str, options: StatOptions) -> Result<StatResponse> {
+        let StatOptions { chunks, allow_stale } = options;
+        let message =
+            wire::StatRequest { volume: volume.to_owned(), path: path.to_owned(), chunks, allow_stale };
+        let call = |node: Arc<Node>, request| {
             let mut files = self.files(&node);
             async move { files.stat(request).await }
-        })
-        .await
+        };
+        let answer: StatResponse = self.unary(Repeat::Safe, message, call).await?;
+        match answer.file {
+            Some(_) if allow_stale || answer.stale_ms.is_none() => Ok(answer),
+            Some(_) => Err(Error::protocol("the node's answer is old, which was not allowed")),
+            None => Err(Error::protocol("the node's answer has no file in it")),
+        }
     }
 
     /// Deletes a file. `None`: it is gone, but the answer that says what it was got lost.

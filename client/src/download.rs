@@ -1,6 +1,7 @@
 //! Downloads: verified, and taken up again at another node where they broke off.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use cairn_proto::v1::download_response::Part;
@@ -26,6 +27,8 @@ pub struct DownloadOptions {
     pub length: Option<u64>,
     /// Only the generation with this etag.
     pub if_match: Option<String>,
+    /// While the metadata store cannot be reached, the file as a node last knew it will do; [`Download::stale`] says so.
+    pub allow_stale: bool,
     pub counter: Option<Counter>,
 }
 
@@ -36,6 +39,8 @@ pub struct DownloadOptions {
 pub struct Download {
     client: Client,
     file: FileInfo,
+    allow_stale: bool,
+    stale: Option<Duration>,
     offset: u64,
     length: u64,
     received: u64,
@@ -54,19 +59,22 @@ struct Opened {
 impl Client {
     /// Begins a download; the file's metadata is known when this returns.
     pub async fn download(&self, volume: &str, path: &str, options: DownloadOptions) -> Result<Download> {
-        let DownloadOptions { offset, length, if_match, counter } = options;
+        let DownloadOptions { offset, length, if_match, allow_stale, counter } = options;
         let request = DownloadRequest {
             volume: volume.to_owned(),
             path: path.to_owned(),
             offset,
             length,
             if_match: if_match.unwrap_or_default(),
+            allow_stale,
         };
-        let (stream, file, length) = self.open_download(&request).await?;
+        let (stream, Begun { file, length, stale }) = self.open_download(&request).await?;
         let whole = offset == 0 && length == file.size_bytes;
         Ok(Download {
             client: self.clone(),
             file,
+            allow_stale,
+            stale,
             offset,
             length,
             received: 0,
@@ -77,7 +85,7 @@ impl Client {
         })
     }
 
-    async fn open_download(&self, request: &DownloadRequest) -> Result<(Opened, FileInfo, u64)> {
+    async fn open_download(&self, request: &DownloadRequest) -> Result<(Opened, Begun)> {
         let mut attempts = Attempts::new(self.pool(), self.limits());
         loop {
             let node = attempts.begin();
@@ -91,9 +99,8 @@ impl Client {
             match within(attempts.attempt_timeout(), opening).await {
                 Ok((messages, first)) => {
                     node.worked();
-                    let (file, length) =
-                        check_header(request, first).map_err(|error| error.at(&node.name))?;
-                    return Ok((Opened { messages, node }, file, length));
+                    let begun = check_header(request, first).map_err(|error| error.at(&node.name))?;
+                    return Ok((Opened { messages, node }, begun));
                 }
                 Err(error) => attempts.failed(&node, error.at(&node.name), true).await?,
             }
@@ -101,24 +108,42 @@ impl Client {
     }
 }
 
-/// Checks that the first message is a header that fits what was asked for; answers file and length.
-fn check_header(request: &DownloadRequest, first: Option<DownloadResponse>) -> Result<(FileInfo, u64)> {
-    let Some(Part::Header(DownloadHeader { file: Some(file), offset, length })) = first.and_then(|m| m.part)
-    else {
+/// What a download's header says.
+struct Begun {
+    file: FileInfo,
+    length: u64,
+    stale: Option<Duration>,
+}
+
+/// Checks that the first message is a header that fits what was asked for.
+fn check_header(request: &DownloadRequest, first: Option<DownloadResponse>) -> Result<Begun> {
+    let Some(Part::Header(header)) = first.and_then(|message| message.part) else {
         return Err(Error::protocol("the node's download does not begin with a header"));
     };
+    let DownloadHeader { file: Some(file), offset, length, stale_ms } = header else {
+        return Err(Error::protocol("the header of the node's download has no file in it"));
+    };
+    if stale_ms.is_some() && !request.allow_stale {
+        return Err(Error::protocol("the node's answer is old, which was not allowed"));
+    }
     let left = file.size_bytes.checked_sub(request.offset);
     let expected = left.map(|left| request.length.unwrap_or(u64::MAX).min(left));
     let right_file = request.if_match.is_empty() || request.if_match == file.etag;
     if offset != request.offset || expected != Some(length) || file.blake3.len() != 32 || !right_file {
         return Err(Error::protocol("the node sends another part of the file than was asked for"));
     }
-    Ok((file, length))
+    Ok(Begun { file, length, stale: stale_ms.map(Duration::from_millis) })
 }
 
 impl Download {
     pub fn file(&self) -> &FileInfo {
         &self.file
+    }
+
+    /// How long ago the file was known to be as it is given; absent: it is so now. Only with
+    /// [`DownloadOptions::allow_stale`].
+    pub fn stale(&self) -> Option<Duration> {
+        self.stale
     }
 
     /// First byte that is sent.
@@ -217,13 +242,14 @@ impl Download {
             offset: self.offset + self.received,
             length: Some(self.length - self.received),
             if_match: self.file.etag.clone(),
+            allow_stale: self.allow_stale,
         };
         if request.length == Some(0) {
             // Only the end of the stream is missing.
             self.stream = None;
             return self.finish();
         }
-        let (stream, file, _) = self.client.open_download(&request).await.map_err(|again| {
+        let (stream, Begun { file, .. }) = self.client.open_download(&request).await.map_err(|again| {
             let gone = again.is_not_found() || again.code() == ErrorCode::PreconditionFailed;
             if gone { changed_meanwhile(&again) } else { again }
         })?;

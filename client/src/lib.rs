@@ -44,7 +44,7 @@ pub use cairn_proto::v1::{
     ChunkCopy, ChunkLocation, CopyState, ErrorCode, FileInfo, IntendedNode, NodeState, NodeStatus, Readable,
     StatResponse, StatusResponse, Volume, VolumeState,
 };
-pub use calls::{Condition, CreateVolume};
+pub use calls::{Condition, CreateVolume, StatOptions};
 pub use download::{Download, DownloadOptions};
 pub use endpoints::{DEFAULT_PORT, Endpoint};
 pub use error::{ERROR_DOMAIN, Effect, Error, Result};

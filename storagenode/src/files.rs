@@ -3,7 +3,7 @@
 //! [`Files`] is the one door: `api::grpc` and `api::http` decode a request, call it, and encode the answer. It
 //! depends on `replication` (chunks on other nodes) and `meta` (records), never the other way round.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use cairn_placement::{Generation, NodeId, PgId, VolumeId};
@@ -19,11 +19,13 @@ mod namespace;
 mod page;
 pub mod path;
 mod pins;
+mod recent;
 mod upload;
 mod volumes;
 
 pub use gateway::{Gateway, GatewayLimits};
 pub use pins::Pins;
+pub use recent::doubted;
 
 pub use path::{FilePath, VolumeName};
 
@@ -91,9 +93,30 @@ pub enum RangeSpec {
     Last(u64),
 }
 
+/// What of a file is to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ReadSpec {
+    pub range: RangeSpec,
+    /// Only this version of the file.
+    pub if_match: Option<Generation>,
+    /// While the metadata store cannot be reached, the file as it was known at most so long ago will do (R13). Absent: only
+    /// the present one will.
+    pub max_stale: Option<Duration>,
+}
+
+/// A file, and how current that is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stat {
+    pub file: FileInfo,
+    /// How long ago this was true for certain, by what this node remembers; absent: it is the present state.
+    pub stale: Option<Duration>,
+}
+
 /// A download that has begun.
 pub struct Download {
     pub file: FileInfo,
+    /// As in [`Stat`].
+    pub stale: Option<Duration>,
     pub offset: u64,
     pub length: u64,
     pub content: ContentOut,
@@ -225,18 +248,24 @@ pub trait Files: Send + Sync {
         &self,
         volume: &VolumeName,
         path: &FilePath,
-        range: RangeSpec,
-        if_match: Option<Generation>,
+        spec: ReadSpec,
     ) -> Result<Download, FileError>;
 
-    async fn stat(&self, volume: &VolumeName, path: &FilePath) -> Result<FileInfo, FileError>;
+    /// `max_stale` as in [`ReadSpec`].
+    async fn stat(
+        &self,
+        volume: &VolumeName,
+        path: &FilePath,
+        max_stale: Option<Duration>,
+    ) -> Result<Stat, FileError>;
 
     /// Where each chunk of the file should be and is.
     async fn locate(
         &self,
         volume: &VolumeName,
         path: &FilePath,
-    ) -> Result<(FileInfo, Vec<ChunkLocation>), FileError>;
+        max_stale: Option<Duration>,
+    ) -> Result<(Stat, Vec<ChunkLocation>), FileError>;
 
     async fn list(&self, volume: &VolumeName, spec: ListSpec) -> Result<Listing, FileError>;
 

@@ -5,13 +5,14 @@ use std::{collections::BTreeSet, time::Duration};
 
 use bytes::Bytes;
 use cairn_node::{
-    files::{Condition, FileError, FilePath, RangeSpec, SharedFiles, UploadSpec, VolumeName},
+    files::{Condition, Download, FileError, FilePath, ReadSpec, SharedFiles, UploadSpec, VolumeName},
     meta::{Op, RangeRead, Txn, keys},
 };
 use cairn_placement::ChunkId;
 use cairn_tests::sim::{
     cluster::{SimCluster, runtime},
     leftovers::Leftovers,
+    meta::Odds,
     plants::{GUEST, Plant},
 };
 use futures::{StreamExt, stream};
@@ -45,6 +46,10 @@ async fn cluster(plant: Plant) -> SimCluster {
 }
 
 async fn upload(files: &SharedFiles) {
+    upload_of(files, content()).await;
+}
+
+async fn upload_of(files: &SharedFiles, content: Vec<u8>) {
     let spec = UploadSpec {
         volume: volume(),
         path: path(),
@@ -53,7 +58,7 @@ async fn upload(files: &SharedFiles) {
         condition: Condition::Always,
         content_type: String::new(),
     };
-    files.upload(spec, stream::iter([Ok(Bytes::from(content()))]).boxed()).await.expect("a file is stored");
+    files.upload(spec, stream::iter([Ok(Bytes::from(content))]).boxed()).await.expect("a file is stored");
 }
 
 async fn delete(files: &SharedFiles) {
@@ -64,7 +69,7 @@ async fn delete(files: &SharedFiles) {
 async fn long_download(plant: Plant, after: usize) -> Result<(), FileError> {
     let cluster = cluster(plant).await;
     let files = cluster.files(0).unwrap();
-    let mut download = files.download(&volume(), &path(), RangeSpec::All, None).await?;
+    let mut download = files.download(&volume(), &path(), ReadSpec::default()).await?;
     let mut bytes = Vec::new();
     for chunk in 0.. {
         if chunk == after {
@@ -96,7 +101,7 @@ async fn pins(cluster: &SimCluster) -> usize {
 /// A pin that is made when the collector has just looked for pins.
 async fn late_pin(plant: Plant) -> Result<(), String> {
     let cluster = cluster(plant).await;
-    let read = cluster.files(0).unwrap().download(&volume(), &path(), RangeSpec::All, None).await;
+    let read = cluster.files(0).unwrap().download(&volume(), &path(), ReadSpec::default()).await;
     let generation = read.expect("it is there").file.generation;
     delete(&cluster.files(0).unwrap()).await;
     cluster.clock.sleep(REST * 2).await;
@@ -156,7 +161,7 @@ fn what_a_killed_gateway_pinned_goes() {
     runtime().block_on(async {
         let mut cluster = cluster(Plant::None).await;
         let files = cluster.files(0).unwrap();
-        let download = files.download(&volume(), &path(), RangeSpec::All, None).await.expect("it is there");
+        let download = files.download(&volume(), &path(), ReadSpec::default()).await.expect("it is there");
         cluster.clock.sleep(Duration::from_secs(20)).await;
         assert_eq!(pins(&cluster).await, 1);
         delete(&cluster.files(1).unwrap()).await;
@@ -172,13 +177,82 @@ fn what_a_killed_gateway_pinned_goes() {
     });
 }
 
+async fn content_of(mut download: Download) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while let Some(piece) = download.content.next().await {
+        bytes.extend_from_slice(&piece.expect("what has begun to come"));
+    }
+    bytes
+}
+
+/// Whoever takes an old answer while the store is away gets the whole file as this gateway last knew it, or the reason why not;
+/// never other content (R13).
+#[test]
+fn an_old_answer_is_the_old_file_or_a_clear_refusal() {
+    runtime().block_on(async {
+        let cluster = cluster(Plant::None).await;
+        let (here, there) = (cluster.files(0).unwrap(), cluster.files(1).unwrap());
+        let away = |away| cluster.faults.set(Odds { away, ..Odds::default() });
+        let read = async |files: &SharedFiles, spec| files.download(&volume(), &path(), spec).await.map(|download| (download.stale, download));
+        let refusal = async |files: &SharedFiles, spec| match read(files, spec).await {
+            Ok((stale, _)) => panic!("read, {stale:?}"),
+            Err(error) => error,
+        };
+        let stale = ReadSpec { max_stale: Some(Duration::MAX), ..ReadSpec::default() };
+        // Here the old one is known, since it was uploaded here; there the newer one is.
+        let newer: Vec<u8> = content().into_iter().map(|byte| !byte).collect();
+        let old = read(&here, ReadSpec::default()).await.unwrap().1.file.generation;
+        upload_of(&there, newer.clone()).await;
+        away(true);
+        cluster.clock.sleep(Duration::from_secs(10)).await;
+        for (files, expected) in [(&here, &content()), (&there, &newer)] {
+            let begun = cluster.clock.monotonic();
+            let (age, download) = read(files, stale).await.expect("it is remembered");
+            let took = cluster.clock.monotonic() - begun;
+            assert!(took >= Duration::from_secs(2) && took < Duration::from_secs(3), "{took:?}");
+            assert!(age.is_some_and(|age| age >= Duration::from_secs(10)), "{age:?}");
+            assert!(content_of(download).await == *expected);
+        }
+        let unavailable = |error: FileError, what: &str| {
+            assert!(matches!(&error, FileError::MetadataUnavailable(why) if why.contains(what)), "{what}: {error}");
+        };
+        unavailable(refusal(&cluster.files(2).unwrap(), stale).await, "remembers nothing of \"long\"");
+        let young = ReadSpec { max_stale: Some(Duration::from_secs(10)), ..stale };
+        unavailable(refusal(&here, young).await, "more than the request allows");
+        // What is remembered may be out of date: it is no reason to say that another version is not there.
+        let of_old = ReadSpec { if_match: Some(old), ..stale };
+        unavailable(refusal(&there, of_old).await, "is not what is asked for");
+        assert!(content_of(read(&here, of_old).await.unwrap().1).await == content());
+        unavailable(refusal(&here, ReadSpec::default()).await, "");
+        unavailable(here.delete(&volume(), &path(), Condition::Always).await.unwrap_err(), "");
+
+        away(false);
+        while !resting(&cluster).await.is_empty() {
+            cluster.clock.sleep(REST).await;
+        }
+        away(true);
+        // The old one was replaced there, and its chunks are gone: here nobody knows.
+        let gone = refusal(&here, stale).await;
+        assert!(matches!(&gone, FileError::Conflict(why) if why.contains("is not stored any more as it was known")), "{gone}");
+        away(false);
+        let (age, download) = read(&here, stale).await.expect("the store is there");
+        assert_eq!((age, content_of(download).await == newer), (None, true));
+        delete(&there).await;
+        assert!(matches!(refusal(&here, stale).await, FileError::FileNotFound { .. }));
+        away(true);
+        for files in [&here, &there] {
+            unavailable(refusal(files, stale).await, "remembers nothing");
+        }
+    });
+}
+
 /// What is stored, deleted and given back while the clocks of all machines are set back and forward by days.
 #[test]
 fn a_clock_that_jumps_by_days_changes_nothing() {
     runtime().block_on(async {
         let cluster = cluster(Plant::None).await;
         let files = cluster.files(0).unwrap();
-        let stored = || async { files.download(&volume(), &path(), RangeSpec::All, None).await };
+        let stored = || async { files.download(&volume(), &path(), ReadSpec::default()).await };
         for days in [-1, 3, -30, 28] {
             let first = stored().await.expect("it is there").file.generation;
             cluster.set_clocks_forward(days * 86_400_000);

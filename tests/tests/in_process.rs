@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use cairn_client::{
-    Client, ClientConfig, Condition, CreateVolume, DownloadOptions, ErrorCode, Pem, StatusResponse,
-    UploadOptions,
+    Client, ClientConfig, Condition, CreateVolume, DownloadOptions, ErrorCode, Pem, StatOptions,
+    StatusResponse, UploadOptions,
 };
 use cairn_node::{
     api,
@@ -336,7 +336,8 @@ async fn while_the_metadata_store_is_in_doubt_no_node_takes_a_tombstone() {
     let stored =
         client.upload_bytes("files", "a", UploadOptions::default(), Bytes::from_static(b"abc")).await;
     stored.expect("two of three have it");
-    let stat = client.stat_chunks("files", "a").await.unwrap();
+    let look = StatOptions { chunks: true, ..StatOptions::default() };
+    let stat = client.stat_with("files", "a", look).await.unwrap();
     let pg = PgId(stat.chunks[0].placement_group);
     let ids = (1u128..).map(|n| ChunkId { generation: Generation(n.to_be_bytes()), index: 0 });
     let in_group = ids.filter(|id| id.pg(pg_bits) == pg);

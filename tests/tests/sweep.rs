@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_node::{
-    files::{Condition, FileError, FileInfo, FilePath, RangeSpec, SharedFiles, UploadSpec, VolumeName},
+    files::{Condition, FileError, FileInfo, FilePath, ReadSpec, SharedFiles, UploadSpec, VolumeName},
     meta::{
         Op, Txn,
         keys::{
@@ -78,7 +78,7 @@ async fn upload(
 }
 
 async fn read(files: &SharedFiles, name: &str) -> Result<Vec<u8>, FileError> {
-    let mut download = files.download(&volume(), &path(name), RangeSpec::All, None).await?;
+    let mut download = files.download(&volume(), &path(name), ReadSpec::default()).await?;
     let mut bytes = Vec::new();
     while let Some(piece) = download.content.next().await {
         bytes.extend_from_slice(&piece?);

@@ -192,6 +192,9 @@ pub struct Get {
     /// Fetch a folder's files also where the same is there already
     #[arg(long)]
     pub force: bool,
+    /// While the metadata store cannot be reached, take the file as a node last knew it (of a single file)
+    #[arg(long)]
+    pub allow_stale: bool,
     /// Files at the same time
     #[arg(long, short, default_value = "8", value_name = "N", value_parser = parse_jobs)]
     pub jobs: NonZeroUsize,
@@ -326,6 +329,9 @@ pub struct Stat {
     /// Also say which nodes hold each chunk
     #[arg(long)]
     pub chunks: bool,
+    /// While the metadata store cannot be reached, show the file as a node last knew it
+    #[arg(long)]
+    pub allow_stale: bool,
 }
 
 /// Create a volume

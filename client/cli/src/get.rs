@@ -22,12 +22,13 @@ struct Fetch {
 }
 
 pub async fn run(client: &Client, get: Get, output: &Output) -> Result<Exit, Failure> {
-    let Get { source, target, offset, length, force, jobs } = get;
+    let Get { source, target, offset, length, force, allow_stale, jobs } = get;
     let counter = Counter::default();
     if !source.is_folder {
         let options = DownloadOptions {
             offset: offset.unwrap_or(0),
             length,
+            allow_stale,
             counter: Some(counter.clone()),
             ..DownloadOptions::default()
         };
@@ -38,9 +39,9 @@ pub async fn run(client: &Client, get: Get, output: &Output) -> Result<Exit, Fai
             Err(error) => return Err(error.into()),
         }
     }
-    if offset.is_some() || length.is_some() {
+    if offset.is_some() || length.is_some() || allow_stale {
         let help = format!("name the file below {source}/");
-        return Err(Failure::usage("--offset and --length are for a single file", help));
+        return Err(Failure::usage("--offset, --length and --allow-stale are for a single file", help));
     }
     let folder = match target {
         Some(path) if path == Path::new("-") => {
@@ -81,8 +82,13 @@ async fn one(
     counter: Counter,
     output: &Output,
 ) -> Result<Exit, Failure> {
+    let stale = download.stale();
+    if let Some(age) = stale {
+        output.stale(source, age);
+    }
+    let stale_ms = stale.map(|age| age.as_millis() as u64);
     if target == Some(Path::new("-")) {
-        let summary = pour(download).await?;
+        let summary = Summary { stale_ms, ..pour(download).await? };
         output.aside(&summary);
         return Ok(Exit::Ok);
     }
@@ -105,7 +111,7 @@ async fn one(
             Ok(Done::Moved { bytes: length })
         })
         .await;
-    transfer.conclude(summary)
+    transfer.conclude(Summary { stale_ms, ..summary })
 }
 
 async fn all_below(

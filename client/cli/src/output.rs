@@ -2,11 +2,13 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
+use crate::address::Address;
 use crate::args::Format;
 use crate::failure::Failure;
 
@@ -73,6 +75,12 @@ impl Output {
         if !self.quiet && !self.is_json() {
             to_stderr(&format!("warning: {}\n", shown(text)));
         }
+    }
+
+    /// A file is given as it was so long ago.
+    pub fn stale(&self, file: &Address, age: Duration) {
+        let age = since(age);
+        self.warning(&format!("{file} as it was known {age} ago: the metadata store cannot be reached"));
     }
 
     pub fn failed(&self, failure: &Failure) -> ExitCode {
@@ -148,6 +156,15 @@ pub fn size(bytes: u64) -> String {
     if value < 9.95 { format!("{value:.1} {}", UNITS[unit]) } else { format!("{value:.0} {}", UNITS[unit]) }
 }
 
+/// `12 s`, `5 min`, `3 h`.
+fn since(age: Duration) -> String {
+    match age.as_secs() {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds @ 120..7_200 => format!("{} min", seconds / 60),
+        seconds => format!("{} h", seconds / 3_600),
+    }
+}
+
 /// Local time, to the minute.
 pub fn local_time(unix_ms: i64) -> String {
     match Timestamp::from_millisecond(unix_ms) {
@@ -220,6 +237,12 @@ mod tests {
         assert_eq!(shown("plain ü 漢字"), "plain ü 漢字");
         assert_eq!(shown("a\u{1b}[2Jb\r\n"), "a\\u{1b}[2Jb\\r\\n");
         assert_eq!(shown("gpj.\u{202e}exe"), "gpj.\\u{202e}exe");
+    }
+
+    #[test]
+    fn ages_are_short() {
+        let ages = [0, 119, 120, 7_199, 7_200, 86_400].map(|seconds| since(Duration::from_secs(seconds)));
+        assert_eq!(ages, ["0 s", "119 s", "2 min", "119 min", "2 h", "24 h"]);
     }
 
     #[test]

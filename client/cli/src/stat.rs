@@ -1,6 +1,8 @@
 //! `cairn stat`: what is known of a file or a volume.
 
-use cairn_client::{ChunkLocation, Client, CopyState, FileInfo};
+use std::time::Duration;
+
+use cairn_client::{ChunkLocation, Client, CopyState, FileInfo, StatOptions};
 use serde::Serialize;
 
 use crate::args::Stat;
@@ -12,6 +14,9 @@ use crate::volumes::{VolumeDocument, state_of};
 #[derive(Serialize)]
 struct Document {
     file: FileDocument,
+    /// How long ago this was known to be so; absent: it is so now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stale_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     chunks: Option<Vec<ChunkDocument>>,
 }
@@ -33,21 +38,27 @@ struct CopyDocument {
 }
 
 pub async fn run(client: &Client, stat: Stat, output: &Output) -> Result<Exit, Failure> {
-    let Stat { source, chunks } = stat;
+    let Stat { source, chunks, allow_stale } = stat;
     if source.path.is_empty() {
-        if chunks {
-            return Err(Failure::usage("--chunks is for a file", format!("name one: {source}/PATH")));
+        if chunks || allow_stale {
+            let option = if chunks { "--chunks" } else { "--allow-stale" };
+            return Err(Failure::usage(
+                format!("{option} is for a file"),
+                format!("name one: {source}/PATH"),
+            ));
         }
         return volume(client, &source.volume, output).await;
     }
-    let (file, found) = if chunks {
-        let answer = client.stat_chunks(&source.volume, &source.path).await?;
-        (answer.file.unwrap_or_default(), Some(answer.chunks))
-    } else {
-        (client.stat(&source.volume, &source.path).await?, None)
-    };
+    let options = StatOptions { chunks, allow_stale };
+    let answer = client.stat_with(&source.volume, &source.path, options).await?;
+    let file = answer.file.unwrap_or_default();
+    let found = chunks.then_some(answer.chunks);
+    if let Some(age_ms) = answer.stale_ms {
+        output.stale(&source, Duration::from_millis(age_ms));
+    }
     let document = Document {
         file: FileDocument::from(file.clone()),
+        stale_ms: answer.stale_ms,
         chunks: found.as_ref().map(|found| found.iter().map(chunk_document).collect()),
     };
     output.answer(&document, || describe(&file) + &found.map_or(String::new(), |found| chunk_table(&found)));

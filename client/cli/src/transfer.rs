@@ -67,6 +67,9 @@ pub struct Summary {
     pub left_out: u64,
     /// The first of it.
     pub skipped: Vec<SkippedFile>,
+    /// Of one file: how long ago it was known to be as it was given; absent: it is so now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stale_ms: Option<u64>,
     /// Why the rest was not tried.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stopped: Option<Failure>,

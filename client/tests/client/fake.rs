@@ -49,6 +49,8 @@ struct State {
     faults: HashMap<&'static str, VecDeque<Fault>>,
     calls: Vec<String>,
     tokens: Vec<String>,
+    /// What answers say to those who allow it, or to everybody.
+    stale_ms: (Option<u64>, bool),
 }
 
 /// The state is shared by all fake nodes of a test, as that of a cluster is.
@@ -65,6 +67,15 @@ impl Fake {
 
     pub fn calls(&self, call: &str) -> usize {
         self.state.lock().unwrap().calls.iter().filter(|made| *made == call).count()
+    }
+
+    pub fn set_stale_ms(&self, stale_ms: Option<u64>, also_if_not_allowed: bool) {
+        self.state.lock().unwrap().stale_ms = (stale_ms, also_if_not_allowed);
+    }
+
+    fn stale_ms(&self, allowed: bool) -> Option<u64> {
+        let (stale_ms, always) = self.state.lock().unwrap().stale_ms;
+        stale_ms.filter(|_| allowed || always)
     }
 
     pub fn tokens(&self) -> Vec<String> {
@@ -200,9 +211,10 @@ impl Files for Fake {
         if wanted.offset > info.size_bytes {
             return Err(refusal(ErrorCode::RangeNotSatisfiable));
         }
+        let stale_ms = self.stale_ms(wanted.allow_stale);
         let length = wanted.length.unwrap_or(u64::MAX).min(info.size_bytes - wanted.offset);
         let mut content = content.slice(wanted.offset as usize..(wanted.offset + length) as usize).to_vec();
-        let header = DownloadHeader { file: Some(info), offset: wanted.offset, length };
+        let header = DownloadHeader { file: Some(info), offset: wanted.offset, length, stale_ms };
         let mut messages = vec![Ok(DownloadResponse { part: Some(Out::Header(header)) })];
         let mut cut = false;
         match fault {
@@ -228,7 +240,11 @@ impl Files for Fake {
         apply(self.enter("stat", &request)).await?;
         let wanted = request.into_inner();
         let (info, _) = self.find(&wanted.volume, &wanted.path)?;
-        Ok(Response::new(StatResponse { file: Some(info), chunks: vec![] }))
+        Ok(Response::new(StatResponse {
+            file: Some(info),
+            chunks: vec![],
+            stale_ms: self.stale_ms(wanted.allow_stale),
+        }))
     }
 
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use cairn_client::{Client, Counter, DownloadOptions, ErrorCode, ListOptions};
+use cairn_client::{Client, Counter, DownloadOptions, ErrorCode, ListOptions, StatOptions};
 use futures::TryStreamExt;
 
 use crate::fake::{Fault, dead_address};
@@ -106,6 +106,29 @@ async fn nodes_that_refuse_hang_or_are_dead_are_passed_over() {
     client.stat("files", "a").await.unwrap();
     cluster.fake.fail("download", [Fault::Hang, Fault::Refuse(ErrorCode::ChunkUnavailable)]);
     assert_eq!(get(&client, "a").await.unwrap(), "abc");
+}
+
+/// Each node remembers other files: when one has none, the next is asked.
+#[tokio::test]
+async fn old_answers_are_asked_for_marked_and_taken_only_if_allowed() {
+    let cluster = Cluster::start(3).await;
+    let client = cluster.client();
+    cluster.fake.store("a", b"abc");
+    cluster.fake.set_stale_ms(Some(12_000), false);
+    let away = || [Fault::Refuse(ErrorCode::MetadataUnavailable); 2];
+    let look = StatOptions { allow_stale: true, ..StatOptions::default() };
+    cluster.fake.fail("stat", away());
+    assert_eq!(client.stat_with("files", "a", look).await.unwrap().stale_ms, Some(12_000));
+    let options = DownloadOptions { allow_stale: true, ..DownloadOptions::default() };
+    cluster.fake.fail("download", away().into_iter().chain([Fault::CutAfter(1)]));
+    let download = client.download("files", "a", options).await.unwrap();
+    assert_eq!(download.stale(), Some(Duration::from_secs(12)));
+    assert_eq!(download.bytes(LIMIT).await.unwrap(), "abc");
+    assert_eq!((cluster.fake.calls("stat"), cluster.fake.calls("download")), (3, 4));
+    // Whoever has not allowed it does not take it for the present state.
+    cluster.fake.set_stale_ms(Some(12_000), true);
+    assert_eq!(client.stat("files", "a").await.unwrap_err().code(), ErrorCode::Internal);
+    assert_eq!(get(&client, "a").await.unwrap_err().code(), ErrorCode::Internal);
 }
 
 /// The last attempt is cut off by the end of the call's time; what an earlier one was told is worth more.

@@ -1,5 +1,7 @@
 //! What comes from outside, checked once, for both interfaces.
 
+use std::time::Duration;
+
 use cairn_placement::Generation;
 use cairn_proto::v1::ErrorCode;
 
@@ -47,6 +49,11 @@ pub fn etag(text: &str) -> Result<Generation, Refusal> {
 /// The version that is meant; none if the text is empty.
 pub fn if_match(text: &str) -> Result<Option<Generation>, Refusal> {
     (!text.is_empty()).then(|| etag(text)).transpose()
+}
+
+/// How old an answer may be; over gRPC there is no bound.
+pub fn max_stale(allowed: bool) -> Option<Duration> {
+    allowed.then_some(Duration::MAX)
 }
 
 /// What a message of gRPC says with a number that has 0 for "not given".

@@ -156,6 +156,8 @@ pub(super) struct FakeFiles {
     pub fail_next: Mutex<Option<FileError>>,
     /// Downloads fail with this after their first byte.
     pub fail_content: Mutex<Option<FileError>>,
+    /// The metadata store is away, and files are known as they were so long ago.
+    pub away: Mutex<Option<Duration>>,
     /// Calls never end.
     pub hang: Mutex<bool>,
     pub uploads_dropped: Arc<AtomicU64>,
@@ -179,6 +181,14 @@ impl FakeFiles {
             std::future::pending::<()>().await;
         }
         self.fail_next.lock().take().map_or(Ok(()), Err)
+    }
+
+    fn stale(&self, path: &FilePath, max_stale: Option<Duration>) -> Result<Option<Duration>, FileError> {
+        match (*self.away.lock(), max_stale) {
+            (Some(age), Some(max)) if age <= max => Ok(Some(age)),
+            (Some(_), _) => Err(FileError::MetadataUnavailable(format!("nothing is remembered of {path:?}"))),
+            (None, _) => Ok(None),
+        }
     }
 
     fn find(&self, volume: &VolumeName, path: &FilePath) -> Result<(FileInfo, Bytes), FileError> {
@@ -247,13 +257,13 @@ impl Files for FakeFiles {
         &self,
         volume: &VolumeName,
         path: &FilePath,
-        range: RangeSpec,
-        if_match: Option<Generation>,
+        ReadSpec { range, if_match, max_stale }: ReadSpec,
     ) -> Result<Download, FileError> {
         self.enter().await?;
+        let stale = self.stale(path, max_stale)?;
         let (file, content) = self.find(volume, path)?;
         if if_match.is_some_and(|generation| generation != file.generation) {
-            return Err(FileError::PreconditionFailed("another version".into()));
+            return Err(doubted(stale, FileError::PreconditionFailed("another version".into())));
         }
         let size = file.size_bytes;
         let (offset, end) = match range {
@@ -271,23 +281,30 @@ impl Files for FakeFiles {
             None => stream::iter([Ok(wanted)]).boxed(),
             Some(error) => stream::iter([Ok(wanted.slice(..1)), Err(error)]).boxed(),
         };
-        Ok(Download { file, offset, length: end - offset, content })
+        Ok(Download { file, stale, offset, length: end - offset, content })
     }
 
-    async fn stat(&self, volume: &VolumeName, path: &FilePath) -> Result<FileInfo, FileError> {
+    async fn stat(
+        &self,
+        volume: &VolumeName,
+        path: &FilePath,
+        max_stale: Option<Duration>,
+    ) -> Result<Stat, FileError> {
         self.enter().await?;
-        Ok(self.find(volume, path)?.0)
+        let stale = self.stale(path, max_stale)?;
+        Ok(Stat { file: self.find(volume, path)?.0, stale })
     }
 
     async fn locate(
         &self,
         volume: &VolumeName,
         path: &FilePath,
-    ) -> Result<(FileInfo, Vec<ChunkLocation>), FileError> {
-        let file = self.stat(volume, path).await?;
+        max_stale: Option<Duration>,
+    ) -> Result<(Stat, Vec<ChunkLocation>), FileError> {
+        let stat = self.stat(volume, path, max_stale).await?;
         let copies = vec![(NodeId(1), CopyState::Present), (NodeId(2), CopyState::Unreachable)];
-        let chunk = ChunkLocation { index: 0, offset: 0, length: file.size_bytes, pg: PgId(5), copies };
-        Ok((file, vec![chunk]))
+        let chunk = ChunkLocation { index: 0, offset: 0, length: stat.file.size_bytes, pg: PgId(5), copies };
+        Ok((stat, vec![chunk]))
     }
 
     async fn list(&self, volume: &VolumeName, spec: ListSpec) -> Result<Listing, FileError> {

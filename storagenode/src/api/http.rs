@@ -28,6 +28,7 @@ mod files;
 mod json;
 mod range;
 mod request;
+mod stale;
 mod system;
 mod volumes;
 

@@ -26,6 +26,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use super::{
     FileError,
     gateway::{Gateway, META_PATIENCE},
+    recent::Said,
 };
 use crate::{
     chunks::Sighting,
@@ -110,7 +111,8 @@ impl Gateway {
     /// Makes one commit with the unique `token`.
     pub(super) async fn commit(&self, token: [u8; 16], proposal: Proposal) -> Result<Outcome, FileError> {
         let mut slot = self.slots.take().await;
-        let deadline = self.env.clock.monotonic() + META_PATIENCE;
+        let asked = self.env.clock.monotonic();
+        let deadline = asked + META_PATIENCE;
         let mut sent_without_answer = false;
         loop {
             let revision = match slot.slot.revision {
@@ -128,7 +130,7 @@ impl Gateway {
             match judged.inspect_err(|_| slot.slot.revision = None)? {
                 Judged::Committed(revision) => {
                     slot.slot.revision = Some(revision);
-                    self.saw(revision);
+                    self.committed(&proposal, asked, revision);
                     return Ok(Outcome::Committed);
                 }
                 Judged::Refused(found) if !sent_without_answer => return Ok(Outcome::Refused(found)),
@@ -144,7 +146,7 @@ impl Gateway {
                     }
                     Fenced::Happened(revision) => {
                         slot.slot.revision = Some(revision);
-                        self.saw(revision);
+                        self.committed(&proposal, asked, revision);
                         return Ok(Outcome::Committed);
                     }
                     Fenced::NoAnswer(error) => {
@@ -172,8 +174,10 @@ impl Gateway {
 }
 
 impl Gateway {
-    /// Has this node's disk remember a revision that the store must never fall behind (R10).
-    fn saw(&self, revision: u64) {
+    /// Has this node's disk remember a revision that the store must never fall behind (R10), and its memory what was written.
+    fn committed(&self, proposal: &Proposal, asked: Duration, revision: u64) {
+        let said = Said { revision, asked, answered: self.env.clock.monotonic() };
+        self.recent.note_commit(&proposal.then, said);
         let tick = self.view.current().tick;
         self.writer.store.saw(Sighting { tick, revision, ..Sighting::default() });
     }

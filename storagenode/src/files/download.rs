@@ -1,15 +1,16 @@
 //! Downloads: read the record, then the frames that the range needs, a bounded number of pieces ahead.
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use cairn_placement::{ChunkId, ClusterMap, Generation, VolumeId};
+use cairn_placement::{ChunkId, ClusterMap, VolumeId};
 use futures::{StreamExt, stream};
 
 use super::{
-    Download, FileError, FilePath, RangeSpec, VolumeName,
+    Download, FileError, FilePath, RangeSpec, ReadSpec, VolumeName,
     damage::Spot,
     gateway::{Gateway, OpenVolume, file_info},
+    recent::Said,
     upload::not_found,
 };
 use crate::{
@@ -63,6 +64,8 @@ struct Source {
     copies: u8,
     key: GenerationKey,
     path: FilePath,
+    /// How old its record was when the download began, if it was not the present one.
+    stale: Option<Duration>,
 }
 
 impl Gateway {
@@ -94,14 +97,28 @@ impl Gateway {
             let keys = paths.map(|path| Op::get(keys::file::key(known.id(), path.as_str())));
             let reads = [Op::get(keys::volume::key(volume.as_str()))].into_iter().chain(keys).collect();
             let txn = Txn { then: reads, ..Txn::default() };
-            let result = self.retry_read(|| self.meta.txn(txn.clone())).await?;
+            let mut asked = Duration::ZERO;
+            let read = || {
+                asked = self.env.clock.monotonic();
+                self.meta.txn(txn.clone())
+            };
+            let result = self.retry_read(read).await?;
+            let said = Said { revision: result.revision, asked, answered: self.env.clock.monotonic() };
             let mut reads = result.reads.into_iter();
             let stored_volume = reads.next().flatten();
             if stored_volume.is_none_or(|stored| stored.mod_revision != known.revision) {
                 known = self.fresh_volume(volume).await?;
                 continue;
             }
-            return Ok((known, std::array::from_fn(|_| reads.next().flatten())));
+            return Ok((
+                known.clone(),
+                paths.map(|path| {
+                    let entry = reads.next().flatten();
+                    let key = keys::file::key(known.id(), path.as_str());
+                    self.recent.note(&key, entry.as_ref().map(|entry| &entry.value[..]), said);
+                    entry
+                }),
+            ));
         }
         Err(FileError::Conflict(format!("volume {volume} keeps changing")))
     }
@@ -110,17 +127,16 @@ impl Gateway {
         &self,
         volume: &VolumeName,
         path: &FilePath,
-        range: RangeSpec,
-        if_match: Option<Generation>,
+        spec: ReadSpec,
     ) -> Result<Download, FileError> {
-        let found = self.find(volume, path).await?;
+        let found = self.find_known(volume, path, spec.max_stale).await?;
         let reading = self.pins.begin(&found.record);
         let file = file_info(volume, path, &found.record);
-        if if_match.is_some_and(|wanted| wanted != file.generation) {
+        if spec.if_match.is_some_and(|wanted| wanted != file.generation) {
             let message = format!("{path:?} has the etag {} now", file.generation);
-            return Err(FileError::PreconditionFailed(message));
+            return Err(found.refused(FileError::PreconditionFailed(message)));
         }
-        let bytes = resolve(range, file.size_bytes)?;
+        let bytes = resolve(spec.range, file.size_bytes).map_err(|error| found.refused(error))?;
         let (_, map) = self.placed()?;
         let permit = self
             .reserve((bytes.end - bytes.start).min((PIECES_AHEAD * MESSAGE_BYTES) as u64) as usize)
@@ -135,6 +151,7 @@ impl Gateway {
                 copies: found.record.copies,
                 key: found.volume.key.derive(extent.generation),
                 path: path.clone(),
+                stale: found.stale,
             })
         });
         let sources: Vec<_> = sources.collect();
@@ -159,7 +176,7 @@ impl Gateway {
             Some(first) => stream::once(std::future::ready(Ok(first))).chain(content).boxed(),
             None => content,
         };
-        Ok(Download { file, offset: bytes.start, length, content })
+        Ok(Download { file, stale: found.stale, offset: bytes.start, length, content })
     }
 }
 
@@ -207,7 +224,11 @@ impl Source {
 
     /// Why a piece is nowhere: its file is another one by now and this one's chunks were collected, or it is damage.
     async fn lost(&self, piece: &Piece) -> FileError {
-        let became = match self.gateway.find(&self.volume_name, &self.path).await {
+        let found = match self.stale {
+            None => self.gateway.find(&self.volume_name, &self.path).await,
+            Some(_) => self.gateway.find_soon(&self.volume_name, &self.path).await,
+        };
+        let became = match found {
             Ok(found) => {
                 let mut extents = found.record.extents.iter();
                 if extents.any(|extent| extent.generation == piece.id.generation) {
@@ -217,9 +238,21 @@ impl Source {
                 "replaced"
             }
             Err(FileError::FileNotFound { .. } | FileError::VolumeNotFound(_)) => "deleted",
+            Err(FileError::MetadataUnavailable(why)) => return self.unexplained(why),
             Err(error) => return error,
         };
         FileError::Conflict(format!("{:?} was {became} while it was read; get it again", self.path))
+    }
+
+    /// A piece is nowhere, and the store cannot be asked why. Of an old record, that it is out of date explains it.
+    fn unexplained(&self, why: String) -> FileError {
+        let Some(age) = self.stale else { return FileError::MetadataUnavailable(why) };
+        FileError::Conflict(format!(
+            "{:?} is not stored any more as it was known {} s ago: it was replaced or deleted since, or is lost; \
+             get it again when the metadata store can be reached ({why})",
+            self.path,
+            age.as_secs()
+        ))
     }
 
     /// Opens the frames of a piece, and cuts what is wanted out of them.
@@ -313,6 +346,7 @@ fn pieces(record: &FileRecord, bytes: Range<u64>) -> impl Iterator<Item = (usize
 
 #[cfg(test)]
 mod tests {
+    use cairn_placement::Generation;
     use proptest::prelude::*;
 
     use super::*;

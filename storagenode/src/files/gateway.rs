@@ -4,14 +4,14 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use cairn_placement::{ClusterMap, Generation, VolumeId};
+use cairn_placement::{ClusterMap, VolumeId};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
     ChunkLocation, Condition, ContentIn, Download, FileError, FileInfo, FilePath, Files, ListSpec, Listing,
-    MoveSpec, RangeSpec, UploadSpec, VolumeInfo, VolumeName, VolumeState, commit::Slots, damage::Damage,
-    pins::Pins,
+    MoveSpec, ReadSpec, Stat, UploadSpec, VolumeInfo, VolumeName, VolumeState, commit::Slots, damage::Damage,
+    pins::Pins, recent::Recent,
 };
 use crate::{
     chunks::{Kek, VolumeKey},
@@ -47,6 +47,7 @@ pub struct Gateway {
     pub(super) slots: Arc<Slots>,
     pub(super) damage: Arc<Damage>,
     pub(super) pins: Arc<Pins>,
+    pub(super) recent: Arc<Recent>,
     budget: Arc<Semaphore>,
     volumes: Arc<Mutex<HashMap<VolumeName, Arc<OpenVolume>>>>,
 }
@@ -133,6 +134,7 @@ impl Gateway {
             slots: Arc::new(Slots::new(node)),
             damage: Arc::default(),
             pins: Arc::new(pins),
+            recent: Arc::default(),
             budget: Arc::new(Semaphore::new(limits.budget_bytes / PERMIT_BYTES)),
             volumes: Arc::default(),
         }
@@ -162,10 +164,14 @@ impl Gateway {
         map.map(|map| (state, map)).ok_or_else(missing)
     }
 
+    /// The volume as last read, if it was.
+    pub(super) fn open_volume(&self, name: &VolumeName) -> Option<Arc<OpenVolume>> {
+        self.volumes.lock().get(name).cloned()
+    }
+
     /// The volume as last read, or read now; its record may have changed since.
     pub(super) async fn known_volume(&self, name: &VolumeName) -> Result<Arc<OpenVolume>, FileError> {
-        let known = self.volumes.lock().get(name).cloned();
-        match known {
+        match self.open_volume(name) {
             Some(volume) => Ok(volume),
             None => self.fresh_volume(name).await,
         }
@@ -244,23 +250,28 @@ impl Files for Gateway {
         &self,
         volume: &VolumeName,
         path: &FilePath,
-        range: RangeSpec,
-        if_match: Option<Generation>,
+        spec: ReadSpec,
     ) -> Result<Download, FileError> {
-        self.do_download(volume, path, range, if_match).await
+        self.do_download(volume, path, spec).await
     }
 
-    async fn stat(&self, volume: &VolumeName, path: &FilePath) -> Result<FileInfo, FileError> {
-        let found = self.find(volume, path).await?;
-        Ok(file_info(volume, path, &found.record))
+    async fn stat(
+        &self,
+        volume: &VolumeName,
+        path: &FilePath,
+        max_stale: Option<Duration>,
+    ) -> Result<Stat, FileError> {
+        let known = self.find_known(volume, path, max_stale).await?;
+        Ok(Stat { file: file_info(volume, path, &known.record), stale: known.stale })
     }
 
     async fn locate(
         &self,
         volume: &VolumeName,
         path: &FilePath,
-    ) -> Result<(FileInfo, Vec<ChunkLocation>), FileError> {
-        self.do_locate(volume, path).await
+        max_stale: Option<Duration>,
+    ) -> Result<(Stat, Vec<ChunkLocation>), FileError> {
+        self.do_locate(volume, path, max_stale).await
     }
 
     async fn list(&self, volume: &VolumeName, spec: ListSpec) -> Result<Listing, FileError> {

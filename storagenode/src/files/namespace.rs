@@ -8,7 +8,7 @@ use cairn_proto::v1::ErrorCode;
 use futures::{StreamExt, stream};
 
 use super::{
-    ChunkLocation, Condition, CopyState, FileError, FileInfo, FilePath, ListSpec, Listing, MAX_PAGE,
+    ChunkLocation, Condition, CopyState, FileError, FileInfo, FilePath, ListSpec, Listing, MAX_PAGE, Stat,
     VolumeName,
     commit::{Outcome, Proposal},
     gateway::{Gateway, OpenVolume, file_info},
@@ -141,8 +141,9 @@ impl Gateway {
         &self,
         volume: &VolumeName,
         path: &FilePath,
-    ) -> Result<(FileInfo, Vec<ChunkLocation>), FileError> {
-        let found = self.find(volume, path).await?;
+        max_stale: Option<Duration>,
+    ) -> Result<(Stat, Vec<ChunkLocation>), FileError> {
+        let found = self.find_known(volume, path, max_stale).await?;
         let (state, map) = self.placed()?;
         let mut locations = locations(&found.record, &map);
         let asks: Vec<_> = (0..locations.len())
@@ -160,8 +161,8 @@ impl Gateway {
         for (at, copy, copy_state) in answers {
             locations[at].1.copies[copy].1 = copy_state;
         }
-        let file = file_info(volume, path, &found.record);
-        Ok((file, locations.into_iter().map(|(_, location)| location).collect()))
+        let stat = Stat { file: file_info(volume, path, &found.record), stale: found.stale };
+        Ok((stat, locations.into_iter().map(|(_, location)| location).collect()))
     }
 
     async fn copy_state(&self, state: &ClusterState, id: ChunkId, node: NodeId) -> CopyState {

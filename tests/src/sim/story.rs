@@ -8,7 +8,7 @@ use bytes::Bytes;
 use cairn_node::{
     api::ports::Cluster as _,
     env::Clock,
-    files::{CopyState, FileError, FilePath, RangeSpec, SharedFiles, VolumeName},
+    files::{CopyState, FileError, FilePath, ReadSpec, SharedFiles, VolumeName},
 };
 use futures::StreamExt;
 use parking_lot::Mutex;
@@ -129,7 +129,7 @@ fn file_path(path: &str) -> FilePath {
 }
 
 async fn read(files: &SharedFiles, path: &str) -> Result<Vec<u8>, FileError> {
-    let mut download = files.download(&volume(), &file_path(path), RangeSpec::All, None).await?;
+    let mut download = files.download(&volume(), &file_path(path), ReadSpec::default()).await?;
     let mut bytes = Vec::new();
     while let Some(piece) = download.content.next().await {
         bytes.extend_from_slice(&piece?);
@@ -331,7 +331,8 @@ impl Story {
         self.stage.note(format_args!("at last {path}: {seen:?}"));
         self.stage.record(path, called, true, Act::Read(seen));
         if seen.is_some() {
-            let (_, chunks) = files.locate(&volume(), &file_path(path)).await.map_err(|e| e.to_string())?;
+            let (_, chunks) =
+                files.locate(&volume(), &file_path(path), None).await.map_err(|e| e.to_string())?;
             let missing =
                 chunks.iter().flat_map(|chunk| &chunk.copies).any(|(_, copy)| *copy != CopyState::Present);
             if missing {

@@ -1,5 +1,7 @@
 //! From the gateway's types to the wire's, and conditions the other way.
 
+use std::time::Duration;
+
 use cairn_proto::v1;
 
 use crate::{
@@ -17,6 +19,11 @@ pub(super) fn file(info: FileInfo) -> v1::FileInfo {
         modified_unix_ms: info.modified_unix_ms,
         content_type: info.content_type,
     }
+}
+
+/// How old an answer is, if it is not the present state.
+pub(super) fn stale_ms(stale: Option<Duration>) -> Option<u64> {
+    stale.map(|age| age.as_millis().try_into().unwrap_or(u64::MAX))
 }
 
 pub(super) fn listing(listing: Listing) -> v1::ListResponse {

@@ -18,7 +18,7 @@ use crate::{
         flow::{Outgoing, incoming},
         status::{Refusal, file_status},
     },
-    files::{FileError, MoveSpec, RangeSpec, UploadSpec},
+    files::{FileError, MoveSpec, RangeSpec, ReadSpec, Stat, UploadSpec},
 };
 
 /// Content comes in messages of at most this size.
@@ -66,9 +66,11 @@ impl Files for Service {
                 (offset, length) => RangeSpec::From { offset, length },
             };
             let if_match = decode::if_match(&request.if_match)?;
-            let download = shell.files.download(&volume, &path, range, if_match).await?;
+            let spec = ReadSpec { range, if_match, max_stale: decode::max_stale(request.allow_stale) };
+            let download = shell.files.download(&volume, &path, spec).await?;
             let header = DownloadHeader {
                 file: Some(encode::file(download.file)),
+                stale_ms: encode::stale_ms(download.stale),
                 offset: download.offset,
                 length: download.length,
             };
@@ -95,14 +97,14 @@ impl Files for Service {
         self.answer(&metadata, Some(self.0.limits.unary), async {
             let volume = decode::volume_name(&request.volume)?;
             let path = decode::file_path(&request.path)?;
-            if !request.chunks {
-                let file = self.0.files.stat(&volume, &path).await?;
-                return Ok(StatResponse { file: Some(encode::file(file)), chunks: Vec::new() });
-            }
-            let (file, locations) = self.0.files.locate(&volume, &path).await?;
+            let max_stale = decode::max_stale(request.allow_stale);
+            let (Stat { file, stale }, locations) = match request.chunks {
+                true => self.0.files.locate(&volume, &path, max_stale).await?,
+                false => (self.0.files.stat(&volume, &path, max_stale).await?, Vec::new()),
+            };
             let label = |node| self.0.cluster.label(node);
             let chunks = locations.into_iter().map(|location| encode::chunk(location, label)).collect();
-            Ok(StatResponse { file: Some(encode::file(file)), chunks })
+            Ok(StatResponse { file: Some(encode::file(file)), chunks, stale_ms: encode::stale_ms(stale) })
         })
         .await
     }

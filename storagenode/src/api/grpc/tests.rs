@@ -116,7 +116,8 @@ async fn a_file_goes_in_and_comes_out() {
     assert_eq!((header.offset, header.length), (7, 5));
     assert_eq!(got, content.slice(7..12));
 
-    let request = v1::StatRequest { volume: "v".into(), path: "a/ü b".into(), chunks: true };
+    let request =
+        v1::StatRequest { volume: "v".into(), path: "a/ü b".into(), chunks: true, ..Default::default() };
     let stat = clients.files.stat(request).await.unwrap().into_inner();
     assert_eq!(stat.file.unwrap(), file);
     let copies: Vec<_> =
@@ -152,12 +153,37 @@ async fn a_file_goes_in_and_comes_out() {
 }
 
 #[tokio::test]
+async fn old_answers_are_given_to_those_who_allow_them_and_say_so() {
+    let (rig, mut clients) = rig_with_volume().await;
+    let file = upload(&mut clients, vec![header("p"), data("content")]).await.unwrap();
+    let stat =
+        |chunks, allow_stale| v1::StatRequest { volume: "v".into(), path: "p".into(), chunks, allow_stale };
+    let get = |allow_stale| v1::DownloadRequest { allow_stale, ..download_request("p", 0, None) };
+    let now = clients.files.stat(stat(false, true)).await.unwrap().into_inner();
+    assert_eq!(now.stale_ms, None, "the store is there");
+    assert_eq!(download(&mut clients, get(true)).await.unwrap().0.stale_ms, None);
+
+    *rig.files.away.lock() = Some(Duration::from_millis(12_345));
+    for chunks in [false, true] {
+        let old = clients.files.stat(stat(chunks, true)).await.unwrap().into_inner();
+        assert_eq!(
+            (old.file, old.stale_ms, old.chunks.len()),
+            (Some(file.clone()), Some(12_345), chunks.into())
+        );
+        assert_eq!(refused(clients.files.stat(stat(chunks, false)).await), ErrorCode::MetadataUnavailable);
+    }
+    let (old, content) = download(&mut clients, get(true)).await.unwrap();
+    assert_eq!((old.stale_ms, &content[..]), (Some(12_345), &b"content"[..]));
+    assert_eq!(refused(download(&mut clients, get(false)).await), ErrorCode::MetadataUnavailable);
+}
+
+#[tokio::test]
 async fn every_error_reaches_the_caller() {
     let (rig, mut clients) = rig_with_volume().await;
     for error in every_error() {
         let expected = Refusal::from(error.clone());
         *rig.files.fail_next.lock() = Some(error.clone());
-        let request = v1::StatRequest { volume: "v".into(), path: "p".into(), chunks: false };
+        let request = v1::StatRequest { volume: "v".into(), path: "p".into(), ..Default::default() };
         let status = clients.files.stat(request).await.unwrap_err();
         assert_eq!(code_of(&status), Some(expected.code), "{error:?}");
         assert_eq!((status.code(), status.message()), (expected.entry().grpc, expected.cause.as_str()));
@@ -316,7 +342,8 @@ async fn health_and_reflection_need_no_token() {
 async fn deadlines_hold_and_leaving_ends_the_work() {
     let (rig, mut clients) = rig_with_volume().await;
     *rig.files.hang.lock() = true;
-    let mut request = Request::new(v1::StatRequest { volume: "v".into(), path: "p".into(), chunks: false });
+    let mut request =
+        Request::new(v1::StatRequest { volume: "v".into(), path: "p".into(), ..Default::default() });
     // As another gRPC library would send it: tonic's own client would not wait for our answer.
     request.metadata_mut().insert("grpc-timeout", "50m".parse().unwrap());
     let status = clients.files.stat(request).await.unwrap_err();
@@ -349,7 +376,7 @@ async fn an_upload_that_is_given_up_stores_nothing() {
         upload.abort();
     }
     // The same connection: what was sent before is handled before.
-    let request = v1::StatRequest { volume: "v".into(), path: "p".into(), chunks: false };
+    let request = v1::StatRequest { volume: "v".into(), path: "p".into(), ..Default::default() };
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(refused(clients.files.stat(request).await), ErrorCode::FileNotFound);
     assert_eq!(rig.metrics.open_streams.get(), 0);

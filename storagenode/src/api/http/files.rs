@@ -1,5 +1,7 @@
 //! `/v1/volumes/{volume}/files`: put, get, head, move, delete, list.
 
+use std::time::Duration;
+
 use ::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::{
     body::Body,
@@ -21,10 +23,11 @@ use super::{
     conditions::{self, ReadConditions, Verdict},
     json, json_response, range,
     request::{file_of, file_with, flag, page_limit, query, volume_of},
-    single,
+    single, stale,
 };
 use crate::files::{
-    Condition, Download, FileError, FileInfo, FilePath, MoveSpec, RangeSpec, UploadSpec, VolumeName,
+    Condition, Download, FileError, FileInfo, FilePath, MoveSpec, RangeSpec, ReadSpec, Stat, UploadSpec,
+    VolumeName,
 };
 
 const BLAKE3: HeaderName = HeaderName::from_static("x-cairn-blake3");
@@ -97,14 +100,18 @@ pub(super) async fn get(State(shell): State<SharedShell>, request: Request) -> A
     let (volume, path) = file_of(request.uri())?;
     let read = ReadConditions::of(request.headers())?;
     let wanted = range::of(request.headers());
-    let opening = open(&shell, &volume, &path, &read, wanted);
+    let max_stale = stale::allowed(request.headers());
+    let opening = open(&shell, &volume, &path, &read, (wanted, max_stale));
     let (download, ranged) = match shell.within(shell.limits.unary, opening).await? {
         Opened::Content(download, ranged) => (download, ranged),
         Opened::PastTheEnd { size_bytes, error } => return Ok(not_satisfiable(size_bytes, error)),
     };
     let mut response = Response::new(Body::empty());
     describe(&download.file, response.headers_mut());
-    if read.check(&download.file)? == Verdict::NotModified {
+    stale::tell(download.stale, response.headers_mut());
+    if read.check(&download.file).map_err(|refusal| stale::doubted(download.stale, refusal))?
+        == Verdict::NotModified
+    {
         return Ok(not_modified(response));
     }
     let headers = response.headers_mut();
@@ -140,10 +147,11 @@ async fn open(
     volume: &VolumeName,
     path: &FilePath,
     read: &ReadConditions,
-    wanted: Option<RangeSpec>,
+    (wanted, max_stale): (Option<RangeSpec>, Option<Duration>),
 ) -> Result<Opened, Refusal> {
     let all = async || {
-        let download = shell.files.download(volume, path, RangeSpec::All, None).await?;
+        let spec = ReadSpec { max_stale, ..ReadSpec::default() };
+        let download = shell.files.download(volume, path, spec).await?;
         Ok(Opened::Content(download, false))
     };
     let Some(range) = wanted else { return all().await };
@@ -155,10 +163,12 @@ async fn open(
     let ranged = match range {
         // Asks for no byte at all, which no file can satisfy.
         RangeSpec::Last(0) => {
-            let size_bytes = shell.files.stat(volume, path).await?.size_bytes;
+            let size_bytes = shell.files.stat(volume, path, None).await?.file.size_bytes;
             Err(FileError::RangeNotSatisfiable { offset: size_bytes, size_bytes })
         }
-        range => shell.files.download(volume, path, range, generation).await,
+        range => {
+            shell.files.download(volume, path, ReadSpec { range, if_match: generation, max_stale }).await
+        }
     };
     match ranged {
         Ok(download) => Ok(Opened::Content(download, true)),
@@ -166,7 +176,7 @@ async fn open(
         Err(FileError::PreconditionFailed(_)) if generation.is_some() => all().await,
         Err(error @ FileError::RangeNotSatisfiable { size_bytes, .. }) => {
             // Conditions come before ranges.
-            let file = shell.files.stat(volume, path).await?;
+            let file = shell.files.stat(volume, path, None).await?.file;
             match read.check(&file)? {
                 Verdict::NotModified => all().await,
                 Verdict::Send => Ok(Opened::PastTheEnd { size_bytes, error }),
@@ -185,10 +195,12 @@ fn not_satisfiable(size_bytes: u64, error: FileError) -> Response {
 pub(super) async fn head(State(shell): State<SharedShell>, request: Request) -> Answer {
     let (volume, path) = file_of(request.uri())?;
     let read = ReadConditions::of(request.headers())?;
-    let file = shell.within(shell.limits.unary, shell.files.stat(&volume, &path)).await?;
+    let look = shell.files.stat(&volume, &path, stale::allowed(request.headers()));
+    let Stat { file, stale } = shell.within(shell.limits.unary, look).await?;
     let mut response = Response::new(Body::empty());
     describe(&file, response.headers_mut());
-    if read.check(&file)? == Verdict::NotModified {
+    stale::tell(stale, response.headers_mut());
+    if read.check(&file).map_err(|refusal| stale::doubted(stale, refusal))? == Verdict::NotModified {
         return Ok(not_modified(response));
     }
     response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(file.size_bytes));

@@ -167,6 +167,67 @@ async fn ranges() {
 }
 
 #[tokio::test]
+async fn old_answers_are_given_to_those_who_allow_them_and_say_so() {
+    let rig = rig_with_volume().await;
+    let put = call(&rig, Method::PUT, PATH, &[], "0123456789").await;
+    let etag = put.headers()[header::ETAG].to_str().unwrap().to_owned();
+    let age = |answer: &Whole| {
+        let header = |name: &str| answer.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
+        (header("age"), header("cairn-stale"))
+    };
+    let (told, silent) = ((Some("13".to_owned()), Some("true".to_owned())), (None, None));
+    let now = get_(&rig, PATH, &[(header::CACHE_CONTROL, "max-stale")]).await;
+    assert_eq!((now.status(), age(&now)), (StatusCode::OK, silent.clone()), "the store is there");
+
+    *rig.files.away.lock() = Some(Duration::from_millis(12_345));
+    for allowed in ["max-stale", "max-stale=13", "max-stale=99999999999999999999", "x, Max-Stale=\"60\""] {
+        let allowed = (header::CACHE_CONTROL, allowed);
+        let old = get_(&rig, PATH, std::slice::from_ref(&allowed)).await;
+        assert_eq!((old.status(), &old.body()[..]), (StatusCode::OK, &b"0123456789"[..]), "{allowed:?}");
+        assert_eq!((age(&old), old.headers()[header::ETAG].to_str().unwrap()), (told.clone(), &etag[..]));
+        let part = get_(&rig, PATH, &[allowed.clone(), (header::RANGE, "bytes=2-4")]).await;
+        assert_eq!(
+            (part.status(), &part.body()[..], age(&part)),
+            (StatusCode::PARTIAL_CONTENT, &b"234"[..], told.clone())
+        );
+        let unchanged = get_(&rig, PATH, &[allowed.clone(), (header::IF_NONE_MATCH, &etag)]).await;
+        assert_eq!((unchanged.status(), age(&unchanged)), (StatusCode::NOT_MODIFIED, told.clone()));
+        let head = call(&rig, Method::HEAD, PATH, &[allowed], "").await;
+        assert_eq!((head.status(), age(&head)), (StatusCode::OK, told.clone()));
+    }
+    for other in
+        ["max-stale=12", "max-stale=-1", "max-stale=", "max-stale=1e9", "max-stale, no-cache", "max-age=60"]
+    {
+        let other = (header::CACHE_CONTROL, other);
+        let refused = get_(&rig, PATH, std::slice::from_ref(&other)).await;
+        assert_eq!(
+            (code_of(&refused), age(&refused)),
+            ("METADATA_UNAVAILABLE".into(), silent.clone()),
+            "{other:?}"
+        );
+        let head = call(&rig, Method::HEAD, PATH, &[other], "").await;
+        assert_eq!(head.status(), StatusCode::SERVICE_UNAVAILABLE);
+    }
+    let twice = [(header::CACHE_CONTROL, "max-stale"), (header::CACHE_CONTROL, "max-stale=5")];
+    assert_eq!(code_of(&get_(&rig, PATH, &twice).await), "METADATA_UNAVAILABLE", "the stricter one counts");
+}
+
+/// The present file could be the one that is asked for.
+#[tokio::test]
+async fn old_answers_are_no_reason_to_refuse() {
+    let rig = rig_with_volume().await;
+    call(&rig, Method::PUT, PATH, &[], "0123456789").await;
+    *rig.files.away.lock() = Some(Duration::from_secs(5));
+    let other = format!("\"{}\"", "9".repeat(32));
+    let allowed = (header::CACHE_CONTROL, "max-stale");
+    let condition = (header::IF_MATCH, other.as_str());
+    let refused = get_(&rig, PATH, &[allowed.clone(), condition.clone()]).await;
+    assert_eq!(code_of(&refused), "METADATA_UNAVAILABLE");
+    let head = call(&rig, Method::HEAD, PATH, &[allowed, condition], "").await;
+    assert_eq!((head.status(), head.headers().get(header::AGE)), (StatusCode::SERVICE_UNAVAILABLE, None));
+}
+
+#[tokio::test]
 async fn conditions_and_digests_of_uploads() {
     let rig = rig_with_volume().await;
     let put = async |headers: &[(HeaderName, &str)]| call(&rig, Method::PUT, PATH, headers, "abc").await;

@@ -127,9 +127,9 @@ impl Client {
 
     async fn stat(&mut self, files: &SharedFiles, path: &'static str) -> String {
         let called = self.stage.clock.monotonic();
-        let answer = self.stage.patiently(files.stat(&volume(), &file_path(path))).await;
+        let answer = self.stage.patiently(files.stat(&volume(), &file_path(path), None)).await;
         let seen = match &answer {
-            Some(Ok(file)) => Some(self.stage.seen.lock().values.get(&file.blake3).copied()),
+            Some(Ok(stat)) => Some(self.stage.seen.lock().values.get(&stat.file.blake3).copied()),
             Some(Err(FileError::FileNotFound { .. })) => Some(None),
             _ => None,
         };
