@@ -4,11 +4,11 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use cairn_client::{DownloadOptions, ErrorCode, StatOptions};
+use cairn_client::{DownloadOptions, StatOptions};
 use cairn_tests::{
     cairn::{CairnCluster, ClusterOptions, until},
     etcd::EtcdCluster,
-    files::{VOLUME, content, get, make_volume, must_read, put},
+    files::{VOLUME, content, make_volume, must_read, put},
     process::{Spec, run},
     tools::{Need, require},
 };
@@ -62,7 +62,7 @@ const ALLOWED: &str = "-H 'cache-control: max-stale'";
 fn over_http(cluster: &CairnCluster, whole: &Bytes) {
     let old = curl(cluster, 0, ALLOWED);
     assert_eq!((old.status.as_str(), old.header("cairn-stale")), ("200", Some("true")), "{}", old.headers);
-    assert!(old.body == whole, "{} bytes came", old.body.len());
+    assert!(old.body == *whole, "{} bytes came", old.body.len());
     assert!(old.took > Duration::from_secs(2) && old.took < SOON, "{:?}", old.took);
     let age_s: u64 = old.header("age").expect("an age").parse().unwrap();
     assert!(age_s >= 2, "{age_s}");
@@ -127,7 +127,7 @@ fn with_the_command(cluster: &CairnCluster, whole: &Bytes) {
     let target = cluster.folder().join("got");
     let got = cluster.cairn(&["get", "--allow-stale", &address, &target.display().to_string()]);
     assert!(got.success, "{got:?}");
-    assert!(std::fs::read(&target).unwrap() == whole);
+    assert!(std::fs::read(&target).unwrap() == *whole);
     let warning =
         got.stderr.strip_prefix(&format!("warning: {address} as it was known ")).unwrap_or_default();
     assert!(warning.ends_with(" ago: the metadata store cannot be reached\n"), "{}", got.stderr);
@@ -163,8 +163,6 @@ async fn a_file_that_was_read_can_be_read_while_etcd_is_away_and_says_so() {
     over_grpc(&cluster, &whole).await;
     with_the_command(&cluster, &whole);
     as_before(&cluster);
-    let refused = get(&cluster.client_of(&[0]), FILE).await.unwrap_err();
-    assert_eq!(refused.code(), ErrorCode::MetadataUnavailable, "{refused}");
 
     etcd.resume_all();
     let current = |node| {

@@ -293,7 +293,7 @@ mod tests {
             |number: u64| recent.memory.lock().entries.contains_key(format!("{number:050}").as_bytes());
         assert_eq!([0, 1, 2].map(there), [true, false, true]);
         recent.note(b"12", Some(&vec![0; 3 * (ENTRY_BYTES + 100)]), said(12, 12, 12));
-        assert_eq!([0, 2, 3, 4, 5].map(there), [true, false, false, false, true]);
+        assert_eq!([0, 2, 3, 4, 5, 6].map(there), [true, false, false, false, false, true]);
         recent.note(b"13", Some(&vec![0; recent.limit_bytes]), said(13, 13, 13));
         assert_eq!(check(&recent), 0, "what is too large for all of it is not kept");
         assert_eq!(MAX_BYTES, Recent::default().limit_bytes);
