@@ -11,6 +11,7 @@ use futures::stream::BoxStream;
 
 mod claim;
 mod commit;
+mod confirm;
 mod damage;
 mod download;
 pub mod gateway;

@@ -203,6 +203,7 @@ pub async fn register(meta: &SharedMeta, me: &Registration) -> Result<NodeId, Re
             }
         };
         txn.then.push(Op::put(key.clone(), keys::to_json(&record)));
+        txn.then.push(Op::put(keys::starts_key(), me.name.clone()));
         txn.then.push(Op::delete(keys::refused::key(&me.name)));
         if meta.txn(txn).await?.succeeded {
             info!(node = me.name, id = record.id, boot = me.boot, "registered");
@@ -224,8 +225,8 @@ pub async fn touch(meta: &SharedMeta, me: &Registration) -> Result<(), RegisterE
             return Err(RegisterError::NameTaken(me.name.clone()));
         }
         let compare = vec![Compare::unchanged(key.clone(), entry.mod_revision)];
-        let put = Op::put(key.clone(), entry.value);
-        if meta.txn(Txn { compare, then: vec![put], otherwise: vec![] }).await?.succeeded {
+        let then = vec![Op::put(key.clone(), entry.value), Op::put(keys::starts_key(), me.name.clone())];
+        if meta.txn(Txn { compare, then, otherwise: vec![] }).await?.succeeded {
             return Ok(());
         }
     }

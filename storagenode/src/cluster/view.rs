@@ -67,6 +67,8 @@ pub struct ClusterState {
     /// Revision of the map's head; 0 while there is none.
     pub map_revision: u64,
     pub nodes: BTreeMap<NodeId, NodeInfo>,
+    /// Revision of the latest registration of any node; 0 while there is none.
+    pub starts_revision: u64,
     pub epoch: u32,
     /// Revision of the epoch's key; 0 while there is none.
     pub epoch_revision: u64,
@@ -317,6 +319,7 @@ impl Mirror {
             map_revision: map.as_ref().map_or(0, |(revision, _)| *revision),
             map: map.map(|(_, map)| map),
             nodes: self.read_nodes()?,
+            starts_revision: self.entries.get(&keys::starts_key()).map_or(0, |entry| entry.mod_revision),
             epoch: number(keys::epoch_key())? as u32,
             epoch_revision: self.entries.get(&keys::epoch_key()).map_or(0, |entry| entry.mod_revision),
             tick: number(keys::tick_key())?,

@@ -165,7 +165,8 @@ impl Gateway {
         Ok((stat, locations.into_iter().map(|(_, location)| location).collect()))
     }
 
-    async fn copy_state(&self, state: &ClusterState, id: ChunkId, node: NodeId) -> CopyState {
+    /// Whether a node has a chunk.
+    pub(super) async fn copy_state(&self, state: &ClusterState, id: ChunkId, node: NodeId) -> CopyState {
         if node == self.writer.me {
             return match self.writer.store.contains(id) {
                 Presence::Present => CopyState::Present,

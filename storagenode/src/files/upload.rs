@@ -1,4 +1,4 @@
-//! Uploads: cut, seal, write to a quorum, commit.
+//! Uploads: cut, seal, write to a quorum, confirm, commit.
 //!
 //! Memory: every chunk in flight holds permits for its bytes, from before its first byte is taken from the client until
 //! the last member needs them no more. So a slow cluster slows the client down, and nothing grows.
@@ -16,6 +16,7 @@ use super::{
     Condition, ContentIn, FileError, FileInfo, FilePath, UploadSpec, VolumeName,
     claim::{Claim, is_young, lapsed, too_old},
     commit::{Outcome, Proposal},
+    confirm::Basis,
     gateway::{Gateway, OpenVolume, file_info},
 };
 use crate::{
@@ -42,14 +43,15 @@ const MAX_CONTENT_TYPE_BYTES: usize = 127;
 const MAX_CHUNKS: u64 = 1 << 31;
 
 /// An upload under way.
-struct Upload<'a> {
-    gateway: &'a Gateway,
-    volume: Arc<OpenVolume>,
-    map: Arc<ClusterMap>,
-    generation: Generation,
-    key: GenerationKey,
+pub(super) struct Upload<'a> {
+    pub gateway: &'a Gateway,
+    pub volume: Arc<OpenVolume>,
+    /// The map and the disks by which its chunks are where they should be.
+    pub basis: Basis,
+    pub generation: Generation,
+    pub key: GenerationKey,
     writes: JoinSet<Result<(), WriteError>>,
-    chunks: u32,
+    pub chunks: u32,
     received: u64,
     hasher: blake3::Hasher,
     /// Held once the sweep epoch was raised since it began.
@@ -89,8 +91,8 @@ impl Gateway {
         let mut upload = Upload {
             gateway: self,
             key: volume.key.derive(generation),
+            basis: Basis::new(state.clone(), map, volume.record.copies),
             volume,
-            map: map.clone(),
             generation,
             writes: JoinSet::new(),
             chunks: 0,
@@ -103,7 +105,7 @@ impl Gateway {
             let taken = caller_gone.run_until_cancelled(upload.take(&spec, content)).await;
             taken.unwrap_or_else(|| Err(gone()))?;
             let record = upload.record(&spec)?;
-            self.commit_file(&upload, &state, &spec, record, present).await
+            self.commit_file(&mut upload, state.epoch_revision, &spec, record, present).await
         }
         .await;
         if let Err(error) = &result
@@ -117,22 +119,22 @@ impl Gateway {
 
     async fn commit_file(
         &self,
-        upload: &Upload<'_>,
-        started: &ClusterState,
+        upload: &mut Upload<'_>,
+        mut epoch_revision: u64,
         spec: &UploadSpec,
         record: FileRecord,
         mut present: Option<KeyValue>,
     ) -> Result<FileInfo, FileError> {
-        let volume = &upload.volume;
+        let volume = &upload.volume.clone();
         let file_key = keys::file::key(volume.id(), spec.path.as_str());
         let volume_key = keys::volume::key(spec.volume.as_str());
         let info = file_info(&spec.volume, &spec.path, &record);
-        let (mut map_revision, mut epoch_revision) = (started.map_revision, started.epoch_revision);
         // As long as its age alone allows the commit, a claim is not needed, and may lapse.
         let mut needs_claim = false;
         let mut volume_revision = volume.revision;
+        upload.catch_up(0, 0).await?;
         for _ in 0..COMMIT_ATTEMPTS {
-            same_disks(started, &self.view.current())?;
+            upload.confirm().await?;
             let old = present.as_ref().map(FileRecord::decode).transpose()?;
             let mut then = vec![Op::put(file_key.clone(), record.encode())];
             if let Some(old) = &old {
@@ -142,9 +144,9 @@ impl Gateway {
             let mut compare = vec![
                 Compare::unchanged(file_key.clone(), file_revision),
                 Compare::unchanged(volume_key.clone(), volume_revision),
-                Compare::unchanged(keys::map::key(), map_revision),
                 Compare::unchanged(keys::epoch_key(), epoch_revision),
             ];
+            compare.extend(upload.basis.holds());
             let claim_key = keys::upload::key(&upload.generation);
             if let Some(claim) = &upload.claim {
                 if needs_claim {
@@ -152,25 +154,28 @@ impl Gateway {
                 }
                 then.push(Op::delete(claim_key.clone()));
             }
-            let look =
-                vec![file_key.clone(), volume_key.clone(), keys::map::key(), keys::epoch_key(), claim_key];
+            let look = vec![
+                file_key.clone(),
+                volume_key.clone(),
+                keys::epoch_key(),
+                claim_key,
+                keys::map::key(),
+                keys::starts_key(),
+            ];
             let proposal = Proposal { compare, then, look };
             let found = match self.commit(upload.generation.0, proposal).await? {
                 Outcome::Committed => return Ok(info),
                 Outcome::Refused(found) => found,
             };
-            let [file, stored_volume, map, epoch, claim] = <[_; 5]>::try_from(found)
+            let [file, stored_volume, epoch, claim, map, starts] = <[_; 6]>::try_from(found)
                 .map_err(|_| FileError::Internal("a commit answered with too few reads".into()))?;
             volume_revision = self.same_volume(volume, stored_volume).await?;
             holds(spec.condition, file.as_ref(), &spec.path)?;
             present = file;
-            epoch_revision = epoch.as_ref().map_or(0, |entry| entry.mod_revision);
+            let revision = |entry: &Option<KeyValue>| entry.as_ref().map_or(0, |entry| entry.mod_revision);
+            epoch_revision = revision(&epoch);
             needs_claim = upload.needs_claim(epoch.as_ref(), claim.as_ref())?;
-            let revision = map.map_or(0, |entry| entry.mod_revision);
-            if revision != map_revision {
-                upload.check_new_map(revision).await?;
-                map_revision = revision;
-            }
+            upload.catch_up(revision(&map), revision(&starts)).await?;
         }
         Err(FileError::Conflict(format!("{:?} is being written by many at once", spec.path)))
     }
@@ -254,7 +259,9 @@ impl Upload<'_> {
         while self.writes.len() >= CHUNKS_IN_FLIGHT {
             self.one_written().await?;
         }
-        let (writer, map) = (self.gateway.writer.clone(), self.map.clone());
+        // What is written from now on need not be moved before the commit.
+        self.basis.follow(self.gateway.view.current());
+        let (writer, map) = (self.gateway.writer.clone(), self.basis.map().clone());
         self.writes.spawn(async move { writer.write(&map, chunk, permit).await });
         Ok(())
     }
@@ -262,11 +269,7 @@ impl Upload<'_> {
     async fn one_written(&mut self) -> Result<(), FileError> {
         match self.writes.join_next().await {
             Some(Ok(Ok(()))) | None => Ok(()),
-            Some(Ok(Err(WriteError::NotEnoughNodes { reached, needed, cause }))) => {
-                warn!(generation = %self.generation, reached, needed, cause, "a chunk found too few nodes");
-                Err(FileError::NotEnoughNodes { reached, needed })
-            }
-            Some(Ok(Err(WriteError::OutOfSpace(cause)))) => Err(FileError::OutOfSpace(cause)),
+            Some(Ok(Err(error))) => Err(write_failed(self.generation, error)),
             Some(Err(error)) => Err(FileError::Internal(format!("writing a chunk failed: {error}"))),
         }
     }
@@ -322,23 +325,6 @@ impl Upload<'_> {
         lasted.then_some(true).ok_or_else(lapsed)
     }
 
-    /// After a change of the map: goes on only if no chunk of this upload belongs to other nodes now.
-    async fn check_new_map(&self, revision: u64) -> Result<(), FileError> {
-        let newer = |state: &ClusterState| (state.map_revision >= revision).then(|| state.map.clone());
-        let seen =
-            self.gateway.env.timeout(super::gateway::META_PATIENCE, self.gateway.view.wait_for(newer)).await;
-        let map = seen.flatten().ok_or(FileError::NotReady("the new cluster map has not come yet".into()))?;
-        let copies = self.volume.record.copies;
-        let moved = (0..self.chunks).any(|index| {
-            let id = ChunkId { generation: self.generation, index };
-            map.holders(map.pg_of(&id), copies) != self.map.holders(self.map.pg_of(&id), copies)
-        });
-        if moved {
-            return Err(FileError::Conflict("the nodes that the file belongs on changed meanwhile".into()));
-        }
-        Ok(())
-    }
-
     /// Has what was written buried, as far as that is possible now.
     async fn abandon(&mut self) {
         self.writes.abort_all();
@@ -348,7 +334,7 @@ impl Upload<'_> {
         }
         debug!(generation = %self.generation, chunks = self.chunks, "an upload is abandoned");
         let (volume, copies) = (self.volume.id(), self.volume.record.copies);
-        self.gateway.bury_generation(&self.map, self.generation, self.chunks, volume, copies).await;
+        self.gateway.bury_generation(self.basis.map(), self.generation, self.chunks, volume, copies).await;
     }
 }
 
@@ -380,14 +366,14 @@ impl Gateway {
     }
 }
 
-/// R4: what members took counts only while their disks are the ones that took it.
-fn same_disks(started: &ClusterState, now: &ClusterState) -> Result<(), FileError> {
-    let replaced = |(id, node): (&cairn_placement::NodeId, &crate::cluster::NodeInfo)| {
-        now.nodes.get(id).is_none_or(|now| now.incarnation != node.incarnation)
-    };
-    match started.nodes.iter().any(replaced) {
-        true => Err(FileError::Conflict("a node lost its disk during the upload".into())),
-        false => Ok(()),
+/// Why a chunk of this generation is not on most of its holders, for the caller.
+pub(super) fn write_failed(generation: Generation, error: WriteError) -> FileError {
+    match error {
+        WriteError::NotEnoughNodes { reached, needed, cause } => {
+            warn!(%generation, reached, needed, cause, "a chunk found too few nodes");
+            FileError::NotEnoughNodes { reached, needed }
+        }
+        WriteError::OutOfSpace(cause) => FileError::OutOfSpace(cause),
     }
 }
 

@@ -5,6 +5,7 @@
 //! | `c/cluster` | [`cluster::ClusterRecord`] | the first node |
 //! | `c/node/<name>` | [`node::NodeRecord`] | that node |
 //! | `c/node-id` | the last number given to a node | a registering node |
+//! | `c/starts` | changes with each registration; its value says whose was the last | a registering node |
 //! | `c/live/<name>` | [`node::LiveRecord`], leased | that node |
 //! | `c/coordinator` | name of the coordinator, leased | the coordinator |
 //! | `c/intent` | [`intent::IntentRecord`] | the node that the operator told |
@@ -116,6 +117,12 @@ pub(crate) fn generation(prefix: &[u8], entry: &KeyValue) -> Result<Generation, 
 /// The last number given to a node.
 pub fn node_id_key() -> Bytes {
     Bytes::from_static(b"c/node-id")
+}
+
+/// Written whenever a node registers, or says that it found damage: what its disk has acknowledged before may not be there. Its
+/// value, the node's name, is for people.
+pub fn starts_key() -> Bytes {
+    Bytes::from_static(b"c/starts")
 }
 
 /// The coordinator's name, leased.

@@ -74,7 +74,7 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Reads frames of a chunk. `open` makes of header and sealed frames what the caller wants, or says why that copy
+    /// Reads frames of a chunk from its members. `open` makes of header and sealed frames what the caller wants, or says why that copy
     /// is no good, which sends the read to another one.
     pub async fn read<T>(
         &self,
@@ -84,14 +84,25 @@ impl Reader {
         frames: Range<u32>,
         open: impl Fn(&ChunkHeader, Vec<Bytes>) -> Result<T, String>,
     ) -> Result<T, FetchError> {
-        let failures = match self.read_one(map, id, copies, frames.clone(), &open).await {
+        self.read_from(map.holders(map.pg_of(&id), copies), id, frames, open).await
+    }
+
+    /// The same, from nodes that may have it.
+    pub async fn read_from<T>(
+        &self,
+        holders: &[NodeId],
+        id: ChunkId,
+        frames: Range<u32>,
+        open: impl Fn(&ChunkHeader, Vec<Bytes>) -> Result<T, String>,
+    ) -> Result<T, FetchError> {
+        let failures = match self.read_one(holders, id, frames.clone(), &open).await {
             Ok(content) => return Ok(content),
             Err(failures) => failures,
         };
         if !failures.corrupt {
             return Err(failures.sum());
         }
-        let (header, sealed) = self.gather(map, id, copies, frames).await?;
+        let (header, sealed) = self.gather_from(holders, id, frames).await?;
         open(&header, sealed).map_err(|cause| {
             warn!(chunk = %id, cause, "frames of several copies do not make a chunk");
             failures.sum()
@@ -106,8 +117,17 @@ impl Reader {
         copies: u8,
         frames: Range<u32>,
     ) -> Result<(ChunkHeader, Vec<Bytes>), FetchError> {
+        self.gather_from(map.holders(map.pg_of(&id), copies), id, frames).await
+    }
+
+    async fn gather_from(
+        &self,
+        holders: &[NodeId],
+        id: ChunkId,
+        frames: Range<u32>,
+    ) -> Result<(ChunkHeader, Vec<Bytes>), FetchError> {
         let state = self.view.current();
-        let order = self.order(&state, map.holders(map.pg_of(&id), copies));
+        let order = self.order(&state, holders);
         let copies = CopiesOf { reader: self, state: &state, id };
         gather::gather(&copies, order, frames).await.map_err(Failures::sum)
     }
@@ -115,14 +135,13 @@ impl Reader {
     /// Reads frames of a chunk that has them all.
     async fn read_one<T>(
         &self,
-        map: &ClusterMap,
+        holders: &[NodeId],
         id: ChunkId,
-        copies: u8,
         frames: Range<u32>,
         open: &impl Fn(&ChunkHeader, Vec<Bytes>) -> Result<T, String>,
     ) -> Result<T, Failures> {
         let state = self.view.current();
-        let mut order = self.order(&state, map.holders(map.pg_of(&id), copies)).into_iter();
+        let mut order = self.order(&state, holders).into_iter();
         let mut asked = FuturesUnordered::new();
         let mut failures = Failures::default();
         if let Some(first) = order.next() {

@@ -39,6 +39,17 @@ pub enum WriteError {
     OutOfSpace(String),
 }
 
+impl WriteError {
+    /// What a failed quorum and its members' errors amount to.
+    pub fn of(quorum: &Quorum, errors: &[PeerError]) -> Self {
+        let cause = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        if errors.iter().any(|error| error.code == ErrorCode::OutOfSpace) {
+            return Self::OutOfSpace(format!("{cause}; {LOOKED_AT_AGAIN}"));
+        }
+        Self::NotEnoughNodes { reached: quorum.durable(), needed: quorum.needed(), cause }
+    }
+}
+
 /// Writes chunks to their holders.
 #[derive(Clone)]
 pub struct Writer {
@@ -96,11 +107,7 @@ impl Writer {
             }
         };
         let _ = self.env.timeout(COUNT_LIMIT, rest).await;
-        let cause = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-        if errors.iter().any(|error| error.code == ErrorCode::OutOfSpace) {
-            return Err(WriteError::OutOfSpace(format!("{cause}; {LOOKED_AT_AGAIN}")));
-        }
-        Err(WriteError::NotEnoughNodes { reached: quorum.durable(), needed: quorum.needed(), cause })
+        Err(WriteError::of(&quorum, &errors))
     }
 
     /// Lets the rest of the members finish in the background.
@@ -116,7 +123,13 @@ impl Writer {
         });
     }
 
-    async fn put(&self, state: &ClusterState, holder: NodeId, chunk: &SealedChunk) -> Result<(), PeerError> {
+    /// Stores a chunk on one node; durable when this returns.
+    pub async fn put(
+        &self,
+        state: &ClusterState,
+        holder: NodeId,
+        chunk: &SealedChunk,
+    ) -> Result<(), PeerError> {
         if holder == self.me {
             let stored = self.env.timeout(MEMBER_LIMIT, self.store.put(chunk.clone(), Purpose::Write)).await;
             let late = || PeerError::new(ErrorCode::DeadlineExceeded, "this node's disk gave no answer");

@@ -38,6 +38,10 @@ pub enum Plant {
     QueueNotCompared,
     /// Commits are sent again without comparing their slot (R4).
     SlotNotCompared,
+    /// No bug: nodes hear of registrations, and of what comes after them, [`LATE`] later than others would.
+    StartsComeLate,
+    /// The same, and commits do not compare them (R4).
+    StartsNotCompared,
     /// Uploads take one of a few generations, so that positions are sealed again (R1).
     GenerationsRepeat,
     /// No bug: the first transaction that writes a file's record happens, and its answer is lost; by the next one the store is
@@ -49,6 +53,9 @@ pub enum Plant {
 pub const HARE: &[u8] = b"file/00000001/zz";
 /// … before all others once the first page is read.
 const FORM: &[u8] = b"file/00000001/!";
+
+/// How late nodes hear of it with [`Plant::StartsComeLate`].
+const LATE: Duration = Duration::from_secs(3);
 
 /// The gateway whose download is pinned by [`Plant::PinnedBehindTheLook`].
 pub const GUEST: &str = "guest";
@@ -154,6 +161,20 @@ impl Watch for BlindWatch {
     }
 }
 
+/// A watch that tells of registrations late.
+struct LateWatch(Box<dyn Watch>);
+
+#[async_trait]
+impl Watch for LateWatch {
+    async fn next(&mut self) -> Result<Vec<Event>, MetaError> {
+        let events = self.0.next().await?;
+        if events.iter().any(|event| matches!(event, Event::Put(entry) if entry.key == keys::starts_key())) {
+            tokio::time::sleep(LATE).await;
+        }
+        Ok(events)
+    }
+}
+
 #[async_trait]
 impl MetaStore for PlantedMeta {
     async fn range(&self, read: RangeRead) -> Result<Page, MetaError> {
@@ -183,6 +204,9 @@ impl MetaStore for PlantedMeta {
         if self.plant == Plant::QueueNotCompared {
             txn.compare.retain(|compare| !compares(compare, |key| key.starts_with(keys::collect::PREFIX)));
         }
+        if self.plant == Plant::StartsNotCompared {
+            txn.compare.retain(|compare| !compares(compare, |key| key == keys::starts_key()));
+        }
         if self.plant == Plant::FullAfterLostAnswer && writes_a_file(&txn) {
             match self.commits.fetch_add(1, Ordering::Relaxed) {
                 0 => {
@@ -198,7 +222,11 @@ impl MetaStore for PlantedMeta {
 
     async fn watch(&self, range: Range<Bytes>, from: u64) -> Result<Box<dyn Watch>, MetaError> {
         let watch = self.store.watch(range, from).await?;
-        Ok(if self.plant == Plant::WatchIgnored { Box::new(BlindWatch(watch)) } else { watch })
+        Ok(match self.plant {
+            Plant::WatchIgnored => Box::new(BlindWatch(watch)),
+            Plant::StartsComeLate | Plant::StartsNotCompared => Box::new(LateWatch(watch)),
+            _ => watch,
+        })
     }
 
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, MetaError> {
