@@ -1,6 +1,7 @@
 //! Arguments, logging, signals and exit codes.
 
 use std::{
+    io::{self, Write},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -141,8 +142,13 @@ impl Failure {
 pub fn main(cli: Cli) -> Result<(), Failure> {
     let Cli { command, log, log_format } = cli;
     if let Command::Crd = command {
-        print!("{}", cairn_crds::generate::all_yaml());
-        return Ok(());
+        return match io::stdout().write_all(cairn_crds::generate::all_yaml().as_bytes()) {
+            // Whoever has read enough is content.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                Err(Failure::new(1, format!("cannot write to the standard output: {error}")))
+            }
+            _ => Ok(()),
+        };
     }
     start_log(&log, log_format)?;
     // Two providers may be compiled in; this says which one is meant. An error says that somebody has said it before.
@@ -204,6 +210,8 @@ fn start_log(filter: &str, format: LogFormat) -> Result<(), Failure> {
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // Threads are named after the nodes that they work for.
     let builder = builder.with_thread_names(true);
+    // Nodes go on when nobody takes the log any more; telling of that, it would panic.
+    let builder = builder.log_internal_errors(false);
     match format {
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
         LogFormat::Json => builder.json().init(),
@@ -223,7 +231,7 @@ fn watch_signals(stop: CancellationToken) -> Result<(), Failure> {
                 _ = terminate.recv() => {}
             }
             if stop.is_cancelled() {
-                eprintln!("cairn-operator: told to end a second time: ending at once");
+                let _ = writeln!(io::stderr(), "cairn-operator: told to end a second time: ending at once");
                 std::process::exit(130);
             }
             stop.cancel();

@@ -18,7 +18,7 @@
 //! | [`guide`] | contexts, the ready file, and what is printed |
 
 use std::{
-    io,
+    io::{self, Write},
     net::IpAddr,
     path::{Path, PathBuf},
 };
@@ -184,9 +184,11 @@ async fn serve(
     volumes::create(client, planned).await?;
     let guide = guide::Guide::new(planned, folder, supervisor.secrets());
     guide.write_contexts(&folder.contexts()).map_err(SupervisorError::Contexts)?;
-    println!("{guide}");
+    // The cluster runs whether anybody reads this or not.
+    let mut printed = io::stdout();
+    let _ = writeln!(printed, "{guide}");
     for problem in supervisor.problems() {
-        println!("\nNOT RUNNING, and tried again: {problem}");
+        let _ = writeln!(printed, "\nNOT RUNNING, and tried again: {problem}");
     }
     if let Some(path) = ready_file {
         let text = guide.to_json();

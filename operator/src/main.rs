@@ -1,6 +1,9 @@
 //! `cairn-operator`: see `cairn-operator --help`.
 
-use std::process::ExitCode;
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
 
 use cairn_operator::cli::{self, Cli};
 use clap::Parser;
@@ -10,7 +13,7 @@ fn main() -> ExitCode {
     match cli::main(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("cairn-operator: {}", failure.message);
+            let _ = writeln!(io::stderr(), "cairn-operator: {}", failure.message);
             ExitCode::from(failure.exit_code)
         }
     }

@@ -91,6 +91,8 @@ fn fail(problem: &str) -> ExitCode {
 
 fn start_log(config: &NodeConfig) {
     let log = tracing_subscriber::fmt().with_env_filter(&config.log).with_writer(io::stderr);
+    // Nodes go on when nobody takes their log any more; telling of that, it would panic.
+    let log = log.log_internal_errors(false);
     match config.log_format {
         LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),

@@ -70,6 +70,7 @@ pub struct Metrics {
     pub connections_refused: Counter,
     pub store_capacity_bytes: Gauge,
     pub store_used_bytes: Gauge,
+    pub store_index_bytes: Gauge,
     pub chunks: Gauge,
     pub chunks_damaged: Gauge,
     pub tombstones: Gauge,
@@ -109,6 +110,7 @@ impl Default for Metrics {
             connections_refused: Counter::default(),
             store_capacity_bytes: Gauge::default(),
             store_used_bytes: Gauge::default(),
+            store_index_bytes: Gauge::default(),
             chunks: Gauge::default(),
             chunks_damaged: Gauge::default(),
             tombstones: Gauge::default(),
@@ -154,6 +156,7 @@ impl Metrics {
         let store = [
             ("store_capacity", "Size of the chunk store", &self.store_capacity_bytes),
             ("store_used", "Bytes of the chunk store in use", &self.store_used_bytes),
+            ("store_index", "Memory that the index of chunks and tombstones takes", &self.store_index_bytes),
         ];
         for (name, help, gauge) in store {
             r.register_with_unit(name, help, Unit::Bytes, gauge.clone());

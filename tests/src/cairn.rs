@@ -38,6 +38,8 @@ pub struct ClusterOptions {
     pub environment: Vec<(&'static str, String)>,
     /// A node with a file system of its own, and the file that this is in. Nobody else sees it mounted. Needs root.
     pub image: Option<(usize, PathBuf)>,
+    /// Nobody takes the nodes' logs after the first line.
+    pub unread_log: bool,
 }
 
 impl ClusterOptions {
@@ -48,6 +50,7 @@ impl ClusterOptions {
             database_url: database_url.into(),
             environment: Vec::new(),
             image: None,
+            unread_log: false,
         }
     }
 
@@ -184,6 +187,7 @@ impl CairnCluster {
                 let spec = Spec::new(&member.name, "unshare").args(["-m", "sh", "-c", ON_IMAGE, "sh"]);
                 spec.arg(image).arg(&member.data).arg(program)
             }
+            _ if self.options.unread_log => Spec::new(&member.name, program).unread(),
             _ => Spec::new(&member.name, program),
         };
         let spec = spec

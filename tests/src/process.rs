@@ -17,6 +17,14 @@ use std::time::{Duration, Instant};
 
 use crate::mounts::View;
 
+/// Runs its arguments with a standard error of which somebody takes one line and goes away.
+const UNREAD: &str = r#"pipe=$(mktemp -u) && mkfifo "$pipe" || exit
+head -n 1 <"$pipe" >/dev/null &
+exec 2>"$pipe"
+rm "$pipe"
+exec "$@"
+"#;
+
 /// What to run, where its output goes, and in which network namespace.
 #[derive(Debug)]
 pub struct Spec {
@@ -48,6 +56,14 @@ impl Spec {
             netns: None,
             view: View::Same,
         }
+    }
+
+    /// Of what it says on its standard error, nobody takes more than a line.
+    pub fn unread(mut self) -> Self {
+        let program = std::mem::replace(&mut self.program, "sh".into());
+        let shell = ["-c".into(), UNREAD.into(), "sh".into(), program.into_os_string()];
+        self.args.splice(0..0, shell);
+        self
     }
 
     pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {

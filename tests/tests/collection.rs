@@ -5,7 +5,9 @@ use std::{collections::BTreeSet, time::Duration};
 
 use bytes::Bytes;
 use cairn_node::{
-    files::{Condition, Download, FileError, FilePath, ReadSpec, SharedFiles, UploadSpec, VolumeName},
+    files::{
+        Condition, Download, FileError, FilePath, MoveSpec, ReadSpec, SharedFiles, UploadSpec, VolumeName,
+    },
     meta::{Op, RangeRead, Txn, keys},
 };
 use cairn_placement::ChunkId;
@@ -14,6 +16,7 @@ use cairn_tests::sim::{
     leftovers::Leftovers,
     meta::Odds,
     plants::{GUEST, Plant},
+    store::segments,
 };
 use futures::{StreamExt, stream};
 
@@ -244,6 +247,45 @@ fn an_old_answer_is_the_old_file_or_a_clear_refusal() {
             unavailable(refusal(files, stale).await, "remembers nothing");
         }
     });
+}
+
+/// Damage in every copy is called so, also when the file has got another name meanwhile; a file that was deleted is called deleted.
+#[test]
+fn a_file_that_is_moved_while_it_is_read_and_damaged_is_not_called_deleted() {
+    for moved in [true, false] {
+        runtime().block_on(async {
+            let cluster = cluster(Plant::None).await;
+            let files = cluster.files(0).unwrap();
+            let mut download = files.download(&volume(), &path(), ReadSpec::default()).await.unwrap();
+            download.content.next().await.unwrap().expect("it is whole so far");
+            if moved {
+                let to = FilePath::parse("elsewhere").unwrap();
+                let (if_match, condition) = (None, Condition::Always);
+                let spec = MoveSpec { volume: volume(), path: path(), to, if_match, condition };
+                files.move_file(spec).await.expect("it is moved");
+            } else {
+                delete(&files).await;
+            }
+            for disk in (0..cluster.len()).map(|index| cluster.disk(index)) {
+                for (segment, _) in segments(disk) {
+                    // In each frame, whatever lies before it.
+                    let in_frames = (1..2 * CHUNKS as u64).map(|half| half * (CHUNK_BYTES / 2) as u64 + 777);
+                    in_frames.for_each(|offset| disk.rot(&segment, offset, 1));
+                }
+            }
+            let error = loop {
+                match download.content.next().await.expect("it does not end well") {
+                    Ok(_) => {}
+                    Err(error) => break error,
+                }
+            };
+            match &error {
+                FileError::DataCorrupt { path, .. } => assert!(moved && path == "long", "{error}"),
+                FileError::Conflict(why) => assert!(!moved && why.contains("deleted"), "{error}"),
+                _ => panic!("{error}"),
+            }
+        });
+    }
 }
 
 /// What is stored, deleted and given back while the clocks of all machines are set back and forward by days.

@@ -70,9 +70,12 @@ impl Place {
     }
 
     fn start_with(&self, manifests: &[&Path], options: &[&str]) -> Running {
+        self.start_as(self.spec(manifests).args(options))
+    }
+
+    fn start_as(&self, spec: Spec) -> Running {
         let (ready, log) = (self.path("ready.json"), self.path("log"));
-        let spec = self.spec(manifests).args(options).arg("--ready-file").arg(&ready).log(&log);
-        let process = spec.spawn().unwrap();
+        let process = spec.arg("--ready-file").arg(&ready).log(&log).spawn().unwrap();
         poll(READY_LIMIT, Duration::from_millis(50), || {
             (ready.exists() || process.exited().is_some()).then_some(())
         });
@@ -213,6 +216,21 @@ async fn a_node_is_dropped_and_comes_back() {
     // What was written while it was away is there without the others' help now.
     client.stop_node("desk-main-a-0").await.unwrap();
     check(&client, "while it is away", 5 << 20).await;
+    running.stop();
+}
+
+/// As with `cairn-operator local … 2>&1 | head`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_nobody_reads_any_more_changes_nothing() {
+    let place = Place::new();
+    let (cluster, volume) = (place.write("cluster.yaml", CLUSTER), place.write("volume.yaml", VOLUME));
+    let running = place.start_as(place.spec(&[&cluster, &volume]).unread());
+    let client = running.client();
+    put(&client, "before", 1 << 20).await;
+    client.stop_node("desk-main-b-0").await.unwrap();
+    assert!(client.start_node("desk-main-b-0").await.unwrap(), "it was stopped");
+    wait_settled(&client).await;
+    check(&client, "before", 1 << 20).await;
     running.stop();
 }
 

@@ -2,12 +2,13 @@
 
 use std::{
     fs::{self, File},
-    io::Read,
+    io::{Read, Write},
     os::fd::{FromRawFd, OwnedFd},
     os::unix::fs::symlink,
     path::PathBuf,
     process::{Command, Stdio},
     ptr,
+    sync::mpsc::{self, RecvTimeoutError},
     time::Duration,
 };
 
@@ -32,9 +33,14 @@ struct Desk {
 
 impl Desk {
     async fn new() -> Self {
+        Self::with(|options| options).await
+    }
+
+    async fn with(change: impl FnOnce(ClusterOptions) -> ClusterOptions) -> Self {
         let folder = Scratch::new("cli").unwrap();
         let url = format!("embedded://{}", folder.path().join("meta").display());
-        Self { cluster: CairnCluster::start(ClusterOptions::new(&["a"], url)).await, folder }
+        let options = change(ClusterOptions::new(&["a"], url));
+        Self { cluster: CairnCluster::start(options).await, folder }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -251,6 +257,17 @@ async fn messages_that_nobody_reads_change_nothing() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_log_nobody_reads_serves_on_and_ends_in_order() {
+    let mut desk = Desk::with(|options| ClusterOptions { unread_log: true, ..options }).await;
+    desk.make_context("one");
+    desk.cairn(&["mkvol", "files"]);
+    desk.write("in", b"to be stored");
+    desk.cairn(&["put", "in", "files/in"]);
+    assert_eq!(desk.cairn(&["get", "files/in", "-"]), "to be stored");
+    desk.cluster.stop(0);
+}
+
 /// What a program prints to a terminal of 100 columns that it has for itself.
 fn on_a_terminal(desk: &Desk, arguments: &[&str], input: Stdio) -> String {
     let size = libc::winsize { ws_row: 25, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
@@ -399,6 +416,38 @@ async fn symbolic_links_in_a_folder_are_left_out_and_named() {
     let put = desk.json(&["put", "in", "files/again"]);
     assert_eq!((&put["left_out"], put["skipped"].as_array().map(Vec::len)), (&4.into(), Some(4)), "{put}");
     assert_eq!(paths(&desk, "files"), ["again/a/plain", "all/a/plain"]);
+}
+
+/// A log that goes on while it is read is not what it was said to be: it fails, by name, and keeps no other file from being stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_grows_while_it_is_read_fails_alone() {
+    let desk = Desk::new().await;
+    desk.make_context("one");
+    desk.cairn(&["mkvol", "files"]);
+    let path = desk.write("in/0-log", &content(1, 16 << 20));
+    for name in 0..60 {
+        desk.write(&format!("in/{name:02}"), &content(name, 1_000));
+    }
+    let (done, go_on) = mpsc::channel::<()>();
+    let writer = std::thread::spawn(move || {
+        let mut log = File::options().append(true).open(path).unwrap();
+        while go_on.recv_timeout(Duration::from_micros(200)) == Err(RecvTimeoutError::Timeout) {
+            log.write_all(b"one more line\n").unwrap();
+        }
+    });
+    let put = desk.run(&["put", "in", "files", "--output", "json"], b"");
+    drop(done);
+    writer.join().unwrap();
+    assert_eq!(put.code, Some(7), "{put:?}");
+    let summary: Value = serde_json::from_str(&put.stdout).unwrap_or_default();
+    assert_eq!((&summary["files"], &summary["failed"]), (&60.into(), &1.into()), "{put:?}");
+    assert!(summary.get("stopped").is_none(), "{summary}");
+    let failure = &summary["failures"][0];
+    assert_eq!((&failure["path"], &failure["code"]), (&"0-log".into(), &"LOCAL".into()), "{summary}");
+    let cause = failure["cause"].as_str().unwrap_or_default();
+    assert!(cause.ends_with("changed its length while it was read"), "{summary}");
+    let stored = paths(&desk, "files");
+    assert!(stored.len() == 60 && !stored.contains(&"0-log".to_owned()), "{stored:?}");
 }
 
 /// Every file of a volume.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use cairn_client::{Client, Counter, Download, DownloadOptions, FileInfo};
+use cairn_client::{Client, Counter, Download, DownloadOptions, ErrorCode, FileInfo};
 
 use crate::address::Address;
 use crate::args::Get;
@@ -106,7 +106,11 @@ async fn one(
         .run(found, |(download, target): (Download, PathBuf)| async move {
             let length = download.length();
             let mut part = Part::exactly(&target).await.map_err(|failure| at(&target, failure))?;
-            download.write_to(&mut part.file).await?;
+            let written = download.write_to(&mut part.file).await;
+            written.map_err(|error| match error.code() {
+                ErrorCode::Unspecified => at(&target, error.into()),
+                _ => error.into(),
+            })?;
             part.finish().await?;
             Ok(Done::Moved { bytes: length })
         })

@@ -4,7 +4,10 @@
 
 use std::{
     fs, io,
-    os::{fd::AsRawFd, unix::fs::FileExt},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileExt, FileTypeExt, OpenOptionsExt},
+    },
     path::Path,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -89,7 +92,12 @@ impl Disk for RealDisk {
             OpenMode::ReadWrite => options.read(true).write(true),
             OpenMode::CreateNew => options.read(true).write(true).create_new(true),
         };
-        Ok(Arc::new(RealFile(options.open(path)?)))
+        // A named pipe in the place of a file would be waited for, for ever. Files do not care.
+        let file = options.custom_flags(libc::O_NONBLOCK).open(path)?;
+        if file.metadata()?.file_type().is_fifo() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "this is a named pipe, not a file"));
+        }
+        Ok(Arc::new(RealFile(file)))
     }
 
     fn list(&self, folder: &Path) -> io::Result<Vec<String>> {
@@ -261,6 +269,17 @@ mod tests {
             file.read_at(&mut [0; 8], file.size().unwrap()).unwrap_err().kind(),
             io::ErrorKind::UnexpectedEof
         );
+    }
+
+    #[test]
+    fn a_named_pipe_is_refused_and_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        for mode in [OpenMode::Read, OpenMode::ReadWrite] {
+            let error = RealDisk.open(&path, mode).err().expect("no file");
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{error}");
+        }
     }
 
     #[test]

@@ -218,12 +218,14 @@ impl Source {
                 Err(FileError::ChunkUnavailable { path: self.path.to_string(), index: piece.id.index })
             }
             // A damaged copy is thrown away when it is found, so the next reader finds none.
-            Err(FetchError::Corrupt | FetchError::Missing) => Err(self.lost(&piece).await),
+            Err(error @ (FetchError::Corrupt | FetchError::Missing)) => {
+                Err(self.lost(&piece, error == FetchError::Corrupt).await)
+            }
         }
     }
 
     /// Why a piece is nowhere: its file is another one by now and this one's chunks were collected, or it is damage.
-    async fn lost(&self, piece: &Piece) -> FileError {
+    async fn lost(&self, piece: &Piece, corrupt: bool) -> FileError {
         let found = match self.stale {
             None => self.gateway.find(&self.volume_name, &self.path).await,
             Some(_) => self.gateway.find_soon(&self.volume_name, &self.path).await,
@@ -232,8 +234,7 @@ impl Source {
             Ok(found) => {
                 let mut extents = found.record.extents.iter();
                 if extents.any(|extent| extent.generation == piece.id.generation) {
-                    self.gateway.damage.note(Spot { id: piece.id, frames: piece.frames.clone() });
-                    return FileError::DataCorrupt { path: self.path.to_string(), index: piece.id.index };
+                    return self.damaged(piece);
                 }
                 "replaced"
             }
@@ -241,7 +242,17 @@ impl Source {
             Err(FileError::MetadataUnavailable(why)) => return self.unexplained(why),
             Err(error) => return error,
         };
+        // What was deleted or replaced is queued for collection; what has another name by now is not.
+        let queued = keys::collect::key(&piece.id.generation);
+        if corrupt && matches!(self.gateway.meta.get(&queued).await, Ok(None)) {
+            return self.damaged(piece);
+        }
         FileError::Conflict(format!("{:?} was {became} while it was read; get it again", self.path))
+    }
+
+    fn damaged(&self, piece: &Piece) -> FileError {
+        self.gateway.damage.note(Spot { id: piece.id, frames: piece.frames.clone() });
+        FileError::DataCorrupt { path: self.path.to_string(), index: piece.id.index }
     }
 
     /// A piece is nowhere, and the store cannot be asked why. Of an old record, that it is out of date explains it.

@@ -17,6 +17,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{Client, GetOptions, GetResponse};
+use tokio::sync::Semaphore;
 
 use super::{
     LeaseId, MetaError, MetaStore, Page, RangeRead, Txn, TxnResult, Watch, limits::check_txn,
@@ -67,6 +68,8 @@ struct Inner {
     long_ranges: LongRanges,
     /// Keys in the ranges that were asked for.
     walked: AtomicU64,
+    /// Taken by who makes milestones that are missing.
+    making_milestones: Arc<Semaphore>,
 }
 
 /// What may be done when an answer is missing.
@@ -110,6 +113,7 @@ impl EtcdStore {
                 prefix,
                 reads: Reads::default(),
                 long_ranges: LongRanges::default(),
+                making_milestones: Arc::new(Semaphore::new(1)),
                 walked: AtomicU64::new(0),
             }),
         })

@@ -76,6 +76,7 @@ impl Node {
                 metrics.chunks.set(usage.chunks as i64);
                 metrics.chunks_damaged.set(usage.damaged_chunks as i64);
                 metrics.tombstones.set(usage.tombstones as i64);
+                metrics.store_index_bytes.set(usage.index_bytes as i64);
                 metrics.placement_groups.set(groups as i64);
                 metrics.placement_groups_settled.set(settled.groups.len() as i64);
                 metrics.lost_files.set(state.truth().map_or(0, |truth| truth.lost_files as i64));

@@ -103,7 +103,7 @@ impl EtcdStore {
         Ahead { milestones: keys.collect() }
     }
 
-    /// Makes the milestones of keys that were just read and have none, in the background.
+    /// Makes the milestones of keys that were just read and have none, in the background; for one reader at a time.
     pub(super) fn make_missing(&self, start: &[u8], ahead: &Ahead, end: &Bytes, entries: &[KeyValue]) {
         if !self.inner.long_ranges.has(end) {
             return;
@@ -113,8 +113,12 @@ impl EtcdStore {
         if missing.is_empty() {
             return;
         }
+        let Ok(turn) = self.inner.making_milestones.clone().try_acquire_owned() else {
+            return; // The next reader tries again.
+        };
         let store = self.clone();
         tokio::spawn(async move {
+            let _turn = turn;
             for key in missing {
                 let put = store.call(Kind::Repeatable, |client| {
                     let key = key.clone();
