@@ -6,7 +6,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use bytes::Bytes;
 use cairn_node::{
     chunks::Scope,
-    files::{Condition, FileError, FileInfo, FilePath, ReadSpec, SharedFiles, UploadSpec, VolumeName},
+    files::{
+        Condition, CopyState, FileError, FileInfo, FilePath, ReadSpec, SharedFiles, UploadSpec, VolumeName,
+    },
     meta::{
         Op, Txn,
         keys::{self, map::MapHead},
@@ -18,6 +20,7 @@ use cairn_tests::sim::{
     cluster::{SimCluster, runtime},
     disk::Operation,
     plants::Plant,
+    store::segments,
 };
 use futures::{SinkExt, StreamExt, channel::mpsc};
 use tokio::task::JoinHandle;
@@ -76,13 +79,12 @@ impl Pending {
     }
 }
 
-/// The chunks on each running node's disk.
+/// The chunks that are whole on each running node's disk.
 fn held(cluster: &SimCluster) -> BTreeMap<NodeId, Vec<ChunkId>> {
     let nodes = (0..cluster.len()).filter_map(|index| cluster.node(index)).map(|node| node.node());
-    let scope = Scope::OnDisk { max_epoch: u32::MAX };
     nodes
         .map(|node| {
-            let lines = node.store.inventory(0, PgId(0), scope, None, usize::MAX);
+            let lines = node.store.inventory(0, PgId(0), Scope::ALL, None, usize::MAX);
             (node.id, lines.iter().filter(|line| line.buried.is_none()).map(|line| line.id).collect())
         })
         .collect()
@@ -233,6 +235,56 @@ fn what_a_disk_has_acknowledged_and_lost_counts_for_nothing() {
         });
     }
     assert!(lost > 0, "the disks forgot something");
+}
+
+/// Its header can still be read, and the frames that are sound, for whoever puts it together again.
+#[test]
+fn a_copy_that_is_known_to_be_damaged_is_no_copy() {
+    runtime().block_on(async {
+        let cluster = start(1, &["a", "b", "c"], 3, Plant::None).await;
+        Pending::begin(cluster.files(0).unwrap()).await.end().await.expect("it is stored");
+        until_written(&cluster, 3).await;
+        let node = cluster.node(1).unwrap().node();
+        for (segment, _) in segments(cluster.disk(1)) {
+            // In each frame, whatever lies before it.
+            let in_frames = (1..2 * CHUNKS as u64).map(|half| half * (CHUNK_BYTES / 2) as u64 + 777);
+            in_frames.for_each(|offset| cluster.disk(1).rot(&segment, offset, 1));
+        }
+        let mut damaged = 0;
+        for id in &held(&cluster)[&node.id] {
+            damaged += usize::from(node.store.read(*id, 0..u32::MAX).await.is_err());
+            let (_, chunks) = cluster.files(0).unwrap().locate(&volume(), &path(), None).await.unwrap();
+            let copies = chunks.iter().flat_map(|chunk| &chunk.copies);
+            let missing: Vec<_> = copies.filter(|(_, state)| *state == CopyState::Missing).collect();
+            assert!(missing.iter().all(|(id, _)| *id == node.id), "{missing:?}");
+            assert!(missing.len() == damaged || damaged > 1, "{damaged}: {missing:?}");
+        }
+        assert!(damaged > CHUNKS / 2, "{damaged}");
+    });
+}
+
+/// Whoever has gone may have stored something newer meanwhile.
+#[test]
+fn what_nobody_waits_for_any_more_is_not_committed() {
+    runtime().block_on(async {
+        let mut cluster = start(1, &["a", "b", "c"], 3, Plant::None).await;
+        cluster.kill(2);
+        let pending = Pending::begin(cluster.files(0).unwrap()).await;
+        until_written(&cluster, 2).await;
+        cluster.kill(1);
+        cluster.lose_disk(1);
+        cluster.net.cut("n1", "n2");
+        cluster.boot(1).await.unwrap();
+        let Pending { content, upload } = pending;
+        drop(content);
+        cluster.clock.sleep(Duration::from_secs(5)).await;
+        assert!(!upload.is_finished(), "it waits for a second copy");
+        upload.abort();
+        cluster.net.heal();
+        cluster.clock.sleep(Duration::from_secs(60)).await;
+        let found = cluster.files(0).unwrap().stat(&volume(), &path(), None).await;
+        assert!(matches!(found, Err(FileError::FileNotFound { .. })), "{found:?}");
+    });
 }
 
 #[test]

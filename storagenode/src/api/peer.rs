@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::status::peer_status;
 use crate::{
-    chunks::{ChunkStore, InventoryEntry, Prepared, Purpose},
+    chunks::{ChunkStore, InventoryEntry, Prepared, Presence, Purpose, ReadError},
     cluster::View,
     env::Env,
     replication::{
@@ -179,6 +179,9 @@ impl Peer for PeerService {
         self.check_disk(&request)?;
         let request = request.into_inner();
         let id = wire::chunk_id(&request.generation, request.index).map_err(invalid)?;
+        if request.whole && self.store.contains(id) != Presence::Present {
+            return Err(status(read::own_error(ReadError::NotFound)));
+        }
         let end = match request.frame_count {
             0 => u32::MAX,
             count => request.first_frame.saturating_add(count),

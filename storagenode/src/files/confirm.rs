@@ -22,6 +22,7 @@ use std::{
 use bytes::Bytes;
 use cairn_placement::{ChunkId, ClusterMap, NodeId, PgId};
 use futures::{StreamExt, TryStreamExt, stream, stream::FuturesUnordered};
+use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
 use super::{
@@ -34,13 +35,18 @@ use crate::{
     cluster::{ClusterState, NodeInfo},
     meta::{Compare, keys},
     replication::{
-        plan::{Quorum, Verdict},
+        plan::{Quorum, Verdict, min_write},
+        read::FetchError,
         write::WriteError,
     },
 };
 
 /// Chunks that are asked for at the same time.
 const AT_ONCE: usize = 16;
+/// Chunks that are read and given to others at the same time: each takes memory from the gateway's budget.
+const SUPPLIED_AT_ONCE: usize = 2;
+/// For all asking and supplying before a commit. Clients give an upload up that has not moved for 45 s.
+pub(super) const CONFIRM_LIMIT: Duration = Duration::from_secs(30);
 /// Between two attempts to find enough nodes.
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -71,19 +77,23 @@ impl Basis {
         ]
     }
 
-    fn has_seen(&self, map_revision: u64, starts_revision: u64) -> bool {
-        self.state.map_revision >= map_revision && self.state.starts_revision >= starts_revision
+    fn revisions(&self) -> (u64, u64) {
+        revisions(&self.state)
     }
 
     /// Goes over to a newer state: what the change puts in doubt is noted.
-    pub(super) fn follow(&mut self, now: Arc<ClusterState>) {
+    pub(super) fn follow(&mut self, now: &Arc<ClusterState>) {
         let Some(map) = now.map.clone() else { return };
-        let changed = |revision: fn(&ClusterState) -> u64| revision(&self.state) != revision(&now);
-        if changed(|state| state.map_revision) || changed(|state| state.starts_revision) {
-            let groups = (0..map.pg_count()).map(PgId);
-            self.doubted = groups.filter_map(|pg| Some((pg, self.doubt(pg, &map, &now)?))).collect();
+        if Arc::ptr_eq(&self.state, now) {
+            return;
         }
-        (self.state, self.map) = (now, map);
+        // Disks are looked at one by one: a node of an earlier version writes its own record alone.
+        let same_disks = || map.nodes.keys().all(|id| disk(&self.state, *id) == disk(now, *id));
+        if self.state.map_revision != now.map_revision || !same_disks() {
+            let groups = (0..map.pg_count()).map(PgId);
+            self.doubted = groups.filter_map(|pg| Some((pg, self.doubt(pg, &map, now)?))).collect();
+        }
+        (self.state, self.map) = (now.clone(), map);
     }
 
     /// Who has held what is in this group of the new map, if that is in doubt.
@@ -104,6 +114,11 @@ impl Basis {
     }
 }
 
+/// Of the map's head, and of the latest start.
+fn revisions(state: &ClusterState) -> (u64, u64) {
+    (state.map_revision, state.starts_revision)
+}
+
 /// What a node's disk has acknowledged is there as long as this is the same.
 fn disk(state: &ClusterState, id: NodeId) -> Option<u64> {
     state.nodes.get(&id).map(|node: &NodeInfo| node.registered)
@@ -121,43 +136,55 @@ fn overlapping(pg: PgId, bits: u8, other_bits: u8) -> Range<u32> {
 }
 
 impl Upload<'_> {
-    /// Goes over to the cluster's present state, or to that of a failed commit's reads, which may not have come here yet.
-    pub(super) async fn catch_up(
-        &mut self,
-        map_revision: u64,
-        starts_revision: u64,
-    ) -> Result<(), FileError> {
+    /// Goes over to a state with the map and the starts that a refused commit has read, or to a later one.
+    pub(super) async fn catch_up(&mut self, found: (u64, u64)) -> Result<(), FileError> {
         let gateway = self.gateway;
-        self.basis.follow(gateway.view.current());
-        if self.basis.has_seen(map_revision, starts_revision) {
-            return Ok(());
-        }
-        let newer = |state: &ClusterState| {
-            (state.map_revision >= map_revision && state.starts_revision >= starts_revision).then_some(())
+        let compared = self.basis.revisions();
+        // What was compared is ahead only of a store that was put back (R10): then this node has to hear of just that.
+        let is_restored = compared.0 > found.0 || compared.1 > found.1;
+        let heard = |state: &ClusterState| {
+            let (map, starts) = revisions(state);
+            let is_newer = map >= found.0 && starts >= found.1;
+            (if is_restored { (map, starts) == found } else { is_newer }).then_some(())
         };
-        let seen = gateway.env.timeout(META_PATIENCE, gateway.view.wait_for(newer)).await;
-        seen.ok_or(FileError::NotReady("this node has not heard of the cluster's latest change yet".into()))?;
-        self.basis.follow(gateway.view.current());
+        let heard = gateway.env.timeout(META_PATIENCE, gateway.view.wait_for(heard)).await;
+        heard.ok_or(FileError::NotReady(
+            "this node has not heard of the cluster's latest change yet".into(),
+        ))?;
+        self.basis.follow(&gateway.view.current());
         Ok(())
     }
 
     /// Sees to it that most holders have each chunk that is in doubt. A node that has just started is waited for.
-    pub(super) async fn confirm(&mut self) -> Result<(), FileError> {
-        let gateway = self.gateway;
-        let deadline = gateway.env.clock.monotonic() + META_PATIENCE;
+    pub(super) async fn confirm(&mut self, deadline: Duration) -> Result<(), FileError> {
+        let env = &self.gateway.env;
+        let mut last = None;
         while !self.basis.doubted.is_empty() {
-            match self.confirm_all().await {
-                Ok(supplied) => {
+            let left = deadline.saturating_sub(env.clock.monotonic());
+            match env.timeout(left, self.confirm_all()).await {
+                Some(Ok(supplied)) => {
                     if supplied > 0 {
                         info!(generation = %self.generation, supplied, "copies were made before a commit");
                     }
                     self.basis.doubted.clear();
                 }
-                Err(FileError::NotEnoughNodes { .. }) if gateway.env.clock.monotonic() + PAUSE < deadline => {
-                    gateway.env.clock.sleep(PAUSE).await;
-                    self.basis.follow(gateway.view.current());
+                Some(Err(error @ (FileError::NotEnoughNodes { .. } | FileError::Overloaded(_))))
+                    if left > PAUSE =>
+                {
+                    last = Some(error);
+                    env.clock.sleep(PAUSE).await;
+                    self.basis.follow(&self.gateway.view.current());
                 }
-                Err(error) => return Err(error),
+                Some(Err(error)) => return Err(error),
+                None => {
+                    let late = || {
+                        FileError::UploadIncomplete(format!(
+                            "nodes started or groups moved, and within {CONFIRM_LIMIT:?} not all of it could be found again, \
+                             or given to those who hold it now"
+                        ))
+                    };
+                    return Err(last.unwrap_or_else(late));
+                }
             }
         }
         Ok(())
@@ -167,12 +194,14 @@ impl Upload<'_> {
     async fn confirm_all(&self) -> Result<u32, FileError> {
         let ids = (0..self.chunks).map(|index| ChunkId { generation: self.generation, index });
         let doubted = ids.filter(|id| self.basis.doubted.contains_key(&self.basis.map.pg_of(id)));
-        let confirming = stream::iter(doubted).map(|id| self.confirm_one(id)).buffer_unordered(AT_ONCE);
+        let supplying = Semaphore::new(SUPPLIED_AT_ONCE);
+        let confirming =
+            stream::iter(doubted).map(|id| self.confirm_one(id, &supplying)).buffer_unordered(AT_ONCE);
         confirming.try_fold(0, async |sum, given| Ok(sum + given)).await
     }
 
     /// Asks who has a chunk, and gives it to others until most of its holders do; says to how many.
-    async fn confirm_one(&self, id: ChunkId) -> Result<u32, FileError> {
+    async fn confirm_one(&self, id: ChunkId, supplying: &Semaphore) -> Result<u32, FileError> {
         let Basis { state, map, copies, doubted } = &self.basis;
         let pg = map.pg_of(&id);
         let holders = map.holders(pg, *copies);
@@ -195,10 +224,12 @@ impl Upload<'_> {
         let mut given = 0;
         let mut errors = Vec::new();
         if quorum.verdict() == Verdict::Pending {
+            let _turn = supplying.acquire().await.expect("it is never closed");
             let _permit = self.gateway.reserve(self.volume.record.chunk_size_bytes as usize).await?;
             let earlier = doubted.get(&pg).into_iter().flatten();
             let sources: BTreeSet<_> = earlier.chain(holders).copied().collect();
-            let chunk = self.fetch(id, &sources.into_iter().collect::<Vec<_>>()).await?;
+            let sources: Vec<_> = sources.into_iter().collect();
+            let chunk = self.fetch(id, &sources, quorum.durable()).await?;
             for holder in lacking {
                 if quorum.verdict() != Verdict::Pending {
                     break;
@@ -223,7 +254,7 @@ impl Upload<'_> {
     }
 
     /// The chunk as it was sealed, from one of those that may have it.
-    async fn fetch(&self, id: ChunkId, sources: &[NodeId]) -> Result<SealedChunk, FileError> {
+    async fn fetch(&self, id: ChunkId, sources: &[NodeId], reached: usize) -> Result<SealedChunk, FileError> {
         let whole = |header: &ChunkHeader, frames: Vec<Bytes>| {
             if header.volume != self.volume.id() || header.copies != self.basis.copies {
                 return Err("the copy's header is of another chunk".to_owned());
@@ -238,9 +269,15 @@ impl Upload<'_> {
             Ok(SealedChunk { header: Arc::new(header.clone()), frames })
         };
         self.gateway.reader.read_from(sources, id, 0..u32::MAX, whole).await.map_err(|error| {
-            let needed = crate::replication::plan::min_write(usize::from(self.basis.copies));
-            warn!(chunk = %id, %error, "what an upload had written is not there any more");
-            FileError::NotEnoughNodes { reached: 0, needed }
+            warn!(chunk = %id, %error, "what an upload had written cannot be read for those who lack it");
+            match error {
+                FetchError::Unavailable => {
+                    FileError::NotEnoughNodes { reached, needed: min_write(usize::from(self.basis.copies)) }
+                }
+                FetchError::Corrupt | FetchError::Missing => {
+                    FileError::UploadIncomplete("a disk has lost what had been written".into())
+                }
+            }
         })
     }
 }
@@ -290,9 +327,9 @@ mod tests {
         let map = map_of(&[1, 2, 3, 4], 1);
         let before = state(&map, 9, &[(1, 5), (2, 6), (3, 7), (4, 8)]);
         let mut basis = basis(&before, 3);
-        basis.follow(before.clone());
+        basis.follow(&before);
         assert_eq!(basis.doubted, BTreeMap::new());
-        basis.follow(state(&map, 9, &[(1, 5), (2, 20), (3, 7), (4, 8)]));
+        basis.follow(&state(&map, 9, &[(1, 5), (2, 20), (3, 7), (4, 8)]));
         let expected: BTreeSet<_> =
             (0..1 << BITS).map(PgId).filter(|pg| map.holders(*pg, 3).contains(&NodeId(2))).collect();
         assert_eq!(basis.doubted.keys().copied().collect::<BTreeSet<_>>(), expected);
@@ -305,7 +342,7 @@ mod tests {
         assert_eq!(basis.holds()[1], Compare::unchanged(keys::starts_key(), 20));
         // Doubt stays until it is settled.
         let doubted = basis.doubted.clone();
-        basis.follow(state(&map, 9, &[(1, 5), (2, 20), (3, 7), (4, 8), (5, 21)]));
+        basis.follow(&state(&map, 9, &[(1, 5), (2, 20), (3, 7), (4, 8), (5, 21)]));
         assert_eq!(basis.doubted, doubted, "a node that holds nothing changes nothing");
     }
 
@@ -313,10 +350,21 @@ mod tests {
     fn a_disk_that_is_gone_is_in_doubt() {
         let map = map_of(&[1, 2, 3], 1);
         let mut basis = basis(&state(&map, 9, &[(1, 5), (2, 6), (3, 7)]), 3);
-        basis.follow(Arc::new(ClusterState {
+        basis.follow(&Arc::new(ClusterState {
             starts_revision: 20,
             ..(*state(&map, 9, &[(1, 5), (2, 6)])).clone()
         }));
+        assert_eq!(basis.doubted.len(), 1 << BITS);
+    }
+
+    /// Nodes of an earlier version write no `c/starts`.
+    #[test]
+    fn a_registration_alone_is_enough_for_doubt() {
+        let map = map_of(&[1, 2, 3], 1);
+        let before = state(&map, 9, &[(1, 5), (2, 6), (3, 7)]);
+        let mut basis = basis(&before, 3);
+        let after = state(&map, 9, &[(1, 5), (2, 20), (3, 7)]);
+        basis.follow(&Arc::new(ClusterState { starts_revision: before.starts_revision, ..(*after).clone() }));
         assert_eq!(basis.doubted.len(), 1 << BITS);
     }
 
@@ -325,7 +373,7 @@ mod tests {
         let registered = [(1, 1), (2, 1), (3, 1), (4, 1), (5, 1)];
         let mut basis = basis(&state(&map_of(&[1], 1), 10, &registered), 1);
         for (generation, node) in [(2, 2), (3, 3)] {
-            basis.follow(state(&map_of(&[node], generation), 10 + generation, &registered));
+            basis.follow(&state(&map_of(&[node], generation), 10 + generation, &registered));
         }
         let sources: BTreeSet<_> = [1, 2].map(NodeId).into();
         assert_eq!(basis.doubted, (0..1 << BITS).map(|pg| (PgId(pg), sources.clone())).collect());
@@ -349,7 +397,7 @@ mod tests {
                 registered.insert(*restarted, 100 + at);
                 let nodes: Vec<_> = nodes.iter().map(member).collect();
                 let map = assign(&nodes, *bits, at).unwrap();
-                basis.follow(state(&map, at, &listed(&registered)));
+                basis.follow(&state(&map, at, &listed(&registered)));
             }
             for hash in hashes {
                 let id = ChunkId { generation: cairn_placement::Generation(hash.to_be_bytes()), index: 0 };

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_placement::{ChunkId, ClusterMap, NodeId};
-use cairn_proto::v1::ErrorCode;
 use futures::{StreamExt, stream};
 
 use super::{
@@ -165,7 +164,7 @@ impl Gateway {
         Ok((stat, locations.into_iter().map(|(_, location)| location).collect()))
     }
 
-    /// Whether a node has a chunk.
+    /// Whether a node has a chunk, whole as far as it knows.
     pub(super) async fn copy_state(&self, state: &ClusterState, id: ChunkId, node: NodeId) -> CopyState {
         if node == self.writer.me {
             return match self.writer.store.contains(id) {
@@ -174,11 +173,9 @@ impl Gateway {
             };
         }
         let Some(node) = state.nodes.get(&node) else { return CopyState::Unreachable };
-        match self.writer.peers.get_chunk(node, id, 0..0, LOCATE_LIMIT).await {
-            Ok(_) => CopyState::Present,
-            Err(error) if matches!(error.code, ErrorCode::ChunkNotFound | ErrorCode::DataCorrupt) => {
-                CopyState::Missing
-            }
+        match self.writer.peers.has_chunk(node, id, LOCATE_LIMIT).await {
+            Ok(true) => CopyState::Present,
+            Ok(false) => CopyState::Missing,
             Err(_) => CopyState::Unreachable,
         }
     }

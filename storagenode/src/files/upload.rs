@@ -16,7 +16,7 @@ use super::{
     Condition, ContentIn, FileError, FileInfo, FilePath, UploadSpec, VolumeName,
     claim::{Claim, is_young, lapsed, too_old},
     commit::{Outcome, Proposal},
-    confirm::Basis,
+    confirm::{Basis, CONFIRM_LIMIT},
     gateway::{Gateway, OpenVolume, file_info},
 };
 use crate::{
@@ -101,11 +101,11 @@ impl Gateway {
             claim: None,
         };
         let result = async {
-            let gone = || FileError::UploadIncomplete("the client went away".into());
             let taken = caller_gone.run_until_cancelled(upload.take(&spec, content)).await;
             taken.unwrap_or_else(|| Err(gone()))?;
             let record = upload.record(&spec)?;
-            self.commit_file(&mut upload, state.epoch_revision, &spec, record, present).await
+            let began = (state.epoch_revision, present);
+            self.commit_file(&mut upload, began, &spec, record, &caller_gone).await
         }
         .await;
         if let Err(error) = &result
@@ -120,10 +120,10 @@ impl Gateway {
     async fn commit_file(
         &self,
         upload: &mut Upload<'_>,
-        mut epoch_revision: u64,
+        (mut epoch_revision, mut present): (u64, Option<KeyValue>),
         spec: &UploadSpec,
         record: FileRecord,
-        mut present: Option<KeyValue>,
+        caller_gone: &CancellationToken,
     ) -> Result<FileInfo, FileError> {
         let volume = &upload.volume.clone();
         let file_key = keys::file::key(volume.id(), spec.path.as_str());
@@ -132,9 +132,12 @@ impl Gateway {
         // As long as its age alone allows the commit, a claim is not needed, and may lapse.
         let mut needs_claim = false;
         let mut volume_revision = volume.revision;
-        upload.catch_up(0, 0).await?;
+        upload.basis.follow(&self.view.current());
+        let deadline = self.env.clock.monotonic() + CONFIRM_LIMIT;
         for _ in 0..COMMIT_ATTEMPTS {
-            upload.confirm().await?;
+            // Who has gone may have stored something newer by now; what was sent before is seen through.
+            let confirmed = caller_gone.run_until_cancelled(upload.confirm(deadline)).await;
+            confirmed.unwrap_or_else(|| Err(gone()))?;
             let old = present.as_ref().map(FileRecord::decode).transpose()?;
             let mut then = vec![Op::put(file_key.clone(), record.encode())];
             if let Some(old) = &old {
@@ -175,9 +178,12 @@ impl Gateway {
             let revision = |entry: &Option<KeyValue>| entry.as_ref().map_or(0, |entry| entry.mod_revision);
             epoch_revision = revision(&epoch);
             needs_claim = upload.needs_claim(epoch.as_ref(), claim.as_ref())?;
-            upload.catch_up(revision(&map), revision(&starts)).await?;
+            upload.catch_up((revision(&map), revision(&starts))).await?;
         }
-        Err(FileError::Conflict(format!("{:?} is being written by many at once", spec.path)))
+        Err(FileError::Conflict(format!(
+            "{:?} is being written by many at once, or nodes start all the time: upload it again",
+            spec.path
+        )))
     }
 
     /// The volume's present revision, if it is still the volume that the upload began in.
@@ -260,7 +266,7 @@ impl Upload<'_> {
             self.one_written().await?;
         }
         // What is written from now on need not be moved before the commit.
-        self.basis.follow(self.gateway.view.current());
+        self.basis.follow(&self.gateway.view.current());
         let (writer, map) = (self.gateway.writer.clone(), self.basis.map().clone());
         self.writes.spawn(async move { writer.write(&map, chunk, permit).await });
         Ok(())
@@ -364,6 +370,10 @@ impl Gateway {
             }
         }
     }
+}
+
+fn gone() -> FileError {
+    FileError::UploadIncomplete("the client went away".into())
 }
 
 /// Why a chunk of this generation is not on most of its holders, for the caller.

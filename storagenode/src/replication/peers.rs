@@ -208,6 +208,28 @@ impl Peers {
         frames: std::ops::Range<u32>,
         limit: Duration,
     ) -> Result<(ChunkHeader, Vec<Bytes>), PeerError> {
+        self.ask_for_chunk(node, id, frames, false, limit).await
+    }
+
+    /// Whether a node has a chunk whole, as far as it knows.
+    pub async fn has_chunk(&self, node: &NodeInfo, id: ChunkId, limit: Duration) -> Result<bool, PeerError> {
+        match self.ask_for_chunk(node, id, 0..0, true, limit).await {
+            Ok(_) => Ok(true),
+            Err(error) if matches!(error.code, ErrorCode::ChunkNotFound | ErrorCode::DataCorrupt) => {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn ask_for_chunk(
+        &self,
+        node: &NodeInfo,
+        id: ChunkId,
+        frames: std::ops::Range<u32>,
+        whole: bool,
+        limit: Duration,
+    ) -> Result<(ChunkHeader, Vec<Bytes>), PeerError> {
         let (mut client, _in_flight) = self.client(node)?;
         let header_only = frames.is_empty();
         let request = proto::GetChunkRequest {
@@ -215,6 +237,7 @@ impl Peers {
             index: id.index,
             first_frame: if header_only { u32::MAX } else { frames.start },
             frame_count: frames.end.saturating_sub(frames.start),
+            whole,
         };
         self.bounded(limit, async {
             let mut stream = client.get_chunk(request).await?.into_inner();
