@@ -443,7 +443,7 @@ async fn a_file_that_grows_while_it_is_read_fails_alone() {
     assert_eq!((&summary["files"], &summary["failed"]), (&60.into(), &1.into()), "{put:?}");
     assert!(summary.get("stopped").is_none(), "{summary}");
     let failure = &summary["failures"][0];
-    assert_eq!((&failure["path"], &failure["code"]), (&"0-log".into(), &"LOCAL".into()), "{summary}");
+    assert_eq!((&failure["path"], &failure["code"]), (&"in/0-log".into(), &"LOCAL".into()), "{summary}");
     let cause = failure["cause"].as_str().unwrap_or_default();
     assert!(cause.ends_with("changed its length while it was read"), "{summary}");
     let stored = paths(&desk, "files");
