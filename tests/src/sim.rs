@@ -1,6 +1,7 @@
 //! Simulation: the real code on seams that lose, tear, reorder and forget, driven by one seed.
 
 pub mod cluster;
+pub mod content;
 pub mod disk;
 pub mod env;
 pub mod leftovers;

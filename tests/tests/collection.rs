@@ -5,51 +5,37 @@ use std::{collections::BTreeSet, time::Duration};
 
 use bytes::Bytes;
 use cairn_node::{
-    files::{
-        Condition, Download, FileError, FilePath, MoveSpec, ReadSpec, SharedFiles, UploadSpec, VolumeName,
-    },
+    files::{Condition, Download, FileError, FilePath, MoveSpec, ReadSpec, SharedFiles, UploadSpec},
     meta::{Op, RangeRead, Txn, keys},
 };
 use cairn_placement::ChunkId;
 use cairn_tests::sim::{
     cluster::{SimCluster, runtime},
+    content::{content, make_volume, rot_frames, volume},
     leftovers::Leftovers,
     meta::Odds,
     plants::{GUEST, Plant},
-    store::segments,
 };
 use futures::{StreamExt, stream};
 
-const CHUNK_BYTES: usize = 64 << 10;
 const CHUNKS: usize = 16;
 /// For how long a deleted file rests in a simulated cluster, and somewhat more.
 const REST: Duration = Duration::from_secs(60);
-
-fn volume() -> VolumeName {
-    VolumeName::parse("files").unwrap()
-}
 
 fn path() -> FilePath {
     FilePath::parse("long").unwrap()
 }
 
-fn content() -> Vec<u8> {
-    (0..CHUNKS * CHUNK_BYTES).map(|n| (n / CHUNK_BYTES + n % 251) as u8).collect()
-}
-
 /// Three nodes, a volume, a file.
 async fn cluster(plant: Plant) -> SimCluster {
     let cluster = SimCluster::start_planted(11, &["a", "b", "c"], plant).await;
-    let files = cluster.files(0).unwrap();
-    while files.create_volume(&volume(), 3, CHUNK_BYTES as u32).await.is_err() {
-        cluster.clock.sleep(Duration::from_millis(200)).await;
-    }
-    upload(&files).await;
+    make_volume(&cluster, 3).await;
+    upload(&cluster.files(0).unwrap()).await;
     cluster
 }
 
 async fn upload(files: &SharedFiles) {
-    upload_of(files, content()).await;
+    upload_of(files, content(CHUNKS)).await;
 }
 
 async fn upload_of(files: &SharedFiles, content: Vec<u8>) {
@@ -82,7 +68,7 @@ async fn long_download(plant: Plant, after: usize) -> Result<(), FileError> {
         bytes.extend_from_slice(&piece?);
         cluster.clock.sleep(Duration::from_secs(20)).await;
     }
-    assert!(bytes == content());
+    assert!(bytes == content(CHUNKS));
     assert!(!resting(&cluster).await.is_empty(), "it is kept as long as it is read");
     drop(download);
     // The pin goes, and then the chunks.
@@ -203,12 +189,12 @@ fn an_old_answer_is_the_old_file_or_a_clear_refusal() {
         };
         let stale = ReadSpec { max_stale: Some(Duration::MAX), ..ReadSpec::default() };
         // Here the old one is known, since it was uploaded here; there the newer one is.
-        let newer: Vec<u8> = content().into_iter().map(|byte| !byte).collect();
+        let newer: Vec<u8> = content(CHUNKS).into_iter().map(|byte| !byte).collect();
         let old = read(&here, ReadSpec::default()).await.unwrap().1.file.generation;
         upload_of(&there, newer.clone()).await;
         away(true);
         cluster.clock.sleep(Duration::from_secs(10)).await;
-        for (files, expected) in [(&here, &content()), (&there, &newer)] {
+        for (files, expected) in [(&here, &content(CHUNKS)), (&there, &newer)] {
             let begun = cluster.clock.monotonic();
             let (age, download) = read(files, stale).await.expect("it is remembered");
             let took = cluster.clock.monotonic() - begun;
@@ -225,7 +211,7 @@ fn an_old_answer_is_the_old_file_or_a_clear_refusal() {
         // What is remembered may be out of date: it is no reason to say that another version is not there.
         let of_old = ReadSpec { if_match: Some(old), ..stale };
         unavailable(refusal(&there, of_old).await, "is not what is asked for");
-        assert!(content_of(read(&here, of_old).await.unwrap().1).await == content());
+        assert!(content_of(read(&here, of_old).await.unwrap().1).await == content(CHUNKS));
         unavailable(refusal(&here, ReadSpec::default()).await, "");
         unavailable(here.delete(&volume(), &path(), Condition::Always).await.unwrap_err(), "");
 
@@ -267,11 +253,7 @@ fn a_file_that_is_moved_while_it_is_read_and_damaged_is_not_called_deleted() {
                 delete(&files).await;
             }
             for disk in (0..cluster.len()).map(|index| cluster.disk(index)) {
-                for (segment, _) in segments(disk) {
-                    // In each frame, whatever lies before it.
-                    let in_frames = (1..2 * CHUNKS as u64).map(|half| half * (CHUNK_BYTES / 2) as u64 + 777);
-                    in_frames.for_each(|offset| disk.rot(&segment, offset, 1));
-                }
+                rot_frames(disk, CHUNKS);
             }
             let error = loop {
                 match download.content.next().await.expect("it does not end well") {
@@ -308,7 +290,7 @@ fn a_clock_that_jumps_by_days_changes_nothing() {
             while let Some(piece) = download.content.next().await {
                 bytes.extend_from_slice(&piece.unwrap());
             }
-            assert!(bytes == content());
+            assert!(bytes == content(CHUNKS));
             drop(download);
             // Neither at once nor never: what was replaced rests for its ticks, and goes.
             assert!(!resting(&cluster).await.is_empty(), "{days}");

@@ -6,11 +6,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use bytes::Bytes;
 use cairn_node::{
     chunks::Scope,
-    files::{
-        Condition, CopyState, FileError, FileInfo, FilePath, ReadSpec, SharedFiles, UploadSpec, VolumeName,
-    },
+    files::{Condition, CopyState, FileError, FileInfo, FilePath, ReadSpec, SharedFiles, UploadSpec},
     meta::{
-        Op, Txn,
+        Txn,
         keys::{self, map::MapHead},
     },
     workers::truth::plan::chunks_of,
@@ -18,34 +16,22 @@ use cairn_node::{
 use cairn_placement::{ChunkId, ClusterMap, NodeId, PgId};
 use cairn_tests::sim::{
     cluster::{SimCluster, runtime},
+    content::{CHUNK_BYTES, content, make_volume, rot_frames, volume},
     disk::Operation,
     plants::Plant,
-    store::segments,
 };
 use futures::{SinkExt, StreamExt, channel::mpsc};
 use tokio::task::JoinHandle;
 
-const CHUNK_BYTES: usize = 64 << 10;
 const CHUNKS: usize = 12;
-
-fn volume() -> VolumeName {
-    VolumeName::parse("files").unwrap()
-}
 
 fn path() -> FilePath {
     FilePath::parse("long").unwrap()
 }
 
-fn content() -> Vec<u8> {
-    (0..CHUNKS * CHUNK_BYTES).map(|n| (n / CHUNK_BYTES + n % 251) as u8).collect()
-}
-
 async fn start(seed: u64, zones: &[&str], copies: u8, plant: Plant) -> SimCluster {
     let cluster = SimCluster::start_planted(seed, zones, plant).await;
-    let files = cluster.files(0).unwrap();
-    while files.create_volume(&volume(), copies, CHUNK_BYTES as u32).await.is_err() {
-        cluster.clock.sleep(Duration::from_millis(200)).await;
-    }
+    make_volume(&cluster, copies).await;
     cluster
 }
 
@@ -65,12 +51,12 @@ impl Pending {
             condition: Condition::Always,
             content_type: String::new(),
         };
-        let (mut content, taken) = mpsc::channel(0);
+        let (mut sender, taken) = mpsc::channel(0);
         let upload = tokio::spawn(async move { files.upload(spec, taken.boxed()).await });
-        for piece in self::content().chunks(CHUNK_BYTES) {
-            content.send(Ok(Bytes::copy_from_slice(piece))).await.unwrap();
+        for piece in content(CHUNKS).chunks(CHUNK_BYTES) {
+            sender.send(Ok(Bytes::copy_from_slice(piece))).await.unwrap();
         }
-        Self { content, upload }
+        Self { content: sender, upload }
     }
 
     async fn end(self) -> Result<FileInfo, FileError> {
@@ -134,26 +120,30 @@ async fn turn_round(cluster: &SimCluster) -> Arc<ClusterMap> {
     for members in &mut map.members {
         members.reverse();
     }
-    let pages = (0..map.page_count()).map(|page| Op::put(keys::map::page_key(page), map.encode_page(page)));
-    let head = Op::put(keys::map::key(), keys::to_json(&MapHead::of(&map)));
-    let then = pages.chain([head]).collect();
-    cluster.meta().txn(Txn { then, ..Txn::default() }).await.unwrap();
+    cluster.meta().txn(Txn { then: keys::map::ops(&map), ..Txn::default() }).await.unwrap();
     Arc::new(map)
+}
+
+/// Two of three nodes have taken an upload, whose end has not come; then the second one loses its disk, and neither it nor the third
+/// one runs.
+async fn one_copy_left(cluster: &mut SimCluster) -> Pending {
+    cluster.kill(2);
+    let pending = Pending::begin(cluster.files(0).unwrap()).await;
+    until_written(cluster, 2).await;
+    cluster.kill(1);
+    cluster.lose_disk(1);
+    pending
 }
 
 /// A node of two that have taken an upload comes back with an empty disk, and the third one with it, which has nothing either.
 async fn an_empty_disk(seed: u64, plant: Plant) -> Vec<usize> {
     let mut cluster = start(seed, &["a", "b", "c"], 3, plant).await;
-    cluster.kill(2);
-    let pending = Pending::begin(cluster.files(0).unwrap()).await;
-    until_written(&cluster, 2).await;
-    cluster.kill(1);
-    cluster.lose_disk(1);
+    let pending = one_copy_left(&mut cluster).await;
     cluster.boot(1).await.unwrap();
     cluster.boot(2).await.unwrap();
     pending.end().await.expect("it is committed");
     let copies = copies(&cluster).await;
-    assert!(read(&cluster.files(0).unwrap()).await == content());
+    assert!(read(&cluster.files(0).unwrap()).await == content(CHUNKS));
     copies
 }
 
@@ -177,11 +167,7 @@ async fn an_unnoticed_start(seed: u64, plant: Plant) -> Result<FileInfo, FileErr
     let mut cluster = start(seed, &["a", "b", "c"], 3, plant).await;
     // Until it has heard of the first starts; and at different times between two sweeps.
     cluster.clock.sleep(Duration::from_secs(20 + seed)).await;
-    cluster.kill(2);
-    let pending = Pending::begin(cluster.files(0).unwrap()).await;
-    until_written(&cluster, 2).await;
-    cluster.kill(1);
-    cluster.lose_disk(1);
+    let pending = one_copy_left(&mut cluster).await;
     cluster.net.cut("n1", "n2");
     let (meta, clock) = (cluster.meta().clone(), cluster.clock.clone());
     let starts = async || meta.get(&keys::starts_key()).await.unwrap().unwrap().mod_revision;
@@ -245,11 +231,7 @@ fn a_copy_that_is_known_to_be_damaged_is_no_copy() {
         Pending::begin(cluster.files(0).unwrap()).await.end().await.expect("it is stored");
         until_written(&cluster, 3).await;
         let node = cluster.node(1).unwrap().node();
-        for (segment, _) in segments(cluster.disk(1)) {
-            // In each frame, whatever lies before it.
-            let in_frames = (1..2 * CHUNKS as u64).map(|half| half * (CHUNK_BYTES / 2) as u64 + 777);
-            in_frames.for_each(|offset| cluster.disk(1).rot(&segment, offset, 1));
-        }
+        rot_frames(cluster.disk(1), CHUNKS);
         let mut damaged = 0;
         for id in &held(&cluster)[&node.id] {
             damaged += usize::from(node.store.read(*id, 0..u32::MAX).await.is_err());
@@ -268,11 +250,7 @@ fn a_copy_that_is_known_to_be_damaged_is_no_copy() {
 fn what_nobody_waits_for_any_more_is_not_committed() {
     runtime().block_on(async {
         let mut cluster = start(1, &["a", "b", "c"], 3, Plant::None).await;
-        cluster.kill(2);
-        let pending = Pending::begin(cluster.files(0).unwrap()).await;
-        until_written(&cluster, 2).await;
-        cluster.kill(1);
-        cluster.lose_disk(1);
+        let pending = one_copy_left(&mut cluster).await;
         cluster.net.cut("n1", "n2");
         cluster.boot(1).await.unwrap();
         let Pending { content, upload } = pending;
@@ -301,7 +279,7 @@ fn what_goes_to_other_nodes_during_an_upload_is_supplied_to_them_before_its_comm
             pending.end().await.expect("it is committed");
             let copies = copies(&cluster).await;
             assert!(copies.iter().all(|copies| *copies >= 2), "{seed}: {copies:?}");
-            assert!(read(&cluster.files(0).unwrap()).await == content());
+            assert!(read(&cluster.files(0).unwrap()).await == content(CHUNKS));
         });
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_node::{
-    files::{Condition, FileError, FileInfo, FilePath, ReadSpec, SharedFiles, UploadSpec, VolumeName},
+    files::{Condition, FileError, FileInfo, FilePath, ReadSpec, SharedFiles, UploadSpec},
     meta::{
         Op, Txn,
         keys::{
@@ -18,18 +18,14 @@ use cairn_node::{
 use cairn_placement::{Generation, VolumeId};
 use cairn_tests::sim::{
     cluster::{SimCluster, runtime},
+    content::{CHUNK_BYTES, content, make_volume, volume},
     leftovers::Leftovers,
     plants::{HARE, Plant},
 };
 use futures::{StreamExt, stream};
 
-const CHUNK_BYTES: usize = 64 << 10;
 /// The volume that [`cluster`] makes is the first one.
 const VOLUME: VolumeId = VolumeId(1);
-
-fn volume() -> VolumeName {
-    VolumeName::parse("files").unwrap()
-}
 
 fn path(path: &str) -> FilePath {
     FilePath::parse(path).unwrap()
@@ -38,15 +34,8 @@ fn path(path: &str) -> FilePath {
 /// Three nodes and a volume.
 async fn cluster(plant: Plant) -> SimCluster {
     let cluster = SimCluster::start_planted(7, &["a", "b", "c"], plant).await;
-    let files = cluster.files(0).unwrap();
-    while files.create_volume(&volume(), 3, CHUNK_BYTES as u32).await.is_err() {
-        cluster.clock.sleep(Duration::from_millis(200)).await;
-    }
+    make_volume(&cluster, 3).await;
     cluster
-}
-
-fn content(chunks: usize) -> Vec<u8> {
-    (0..chunks * CHUNK_BYTES).map(|n| (n / CHUNK_BYTES + n % 251) as u8).collect()
 }
 
 /// Uploads so many chunks, one every `pause`.

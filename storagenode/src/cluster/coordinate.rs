@@ -172,13 +172,8 @@ impl Coordinator {
     }
 
     async fn publish(&self, term: &Term, map: &ClusterMap, revision: u64) -> Result<(), MetaError> {
-        let head = keys::map::MapHead::of(map);
-        let page = |page| Op::put(keys::map::page_key(page), map.encode_page(page));
-        let mut then: Vec<_> = (0..head.pages).map(page).collect();
-        // The last one: whoever hears of one revision in parts reads the pages again when it hears of the head.
-        then.push(Op::put(keys::map::key(), keys::to_json(&head)));
         let compare = vec![term.holds(), Compare::unchanged(keys::map::key(), revision)];
-        let result = self.meta.txn(Txn { compare, then, otherwise: vec![] }).await?;
+        let result = self.meta.txn(Txn { compare, then: keys::map::ops(map), otherwise: vec![] }).await?;
         if result.succeeded {
             info!(
                 generation = map.generation,

@@ -77,10 +77,6 @@ impl Basis {
         ]
     }
 
-    fn revisions(&self) -> (u64, u64) {
-        revisions(&self.state)
-    }
-
     /// Goes over to a newer state: what the change puts in doubt is noted.
     pub(super) fn follow(&mut self, now: &Arc<ClusterState>) {
         let Some(map) = now.map.clone() else { return };
@@ -119,6 +115,13 @@ fn revisions(state: &ClusterState) -> (u64, u64) {
     (state.map_revision, state.starts_revision)
 }
 
+/// Whether a commit that is refused again would be refused for something else. What was compared is ahead of what was found only
+/// in a store that was put back (R10): then this node has to hear of just that.
+fn has_heard(known: (u64, u64), compared: (u64, u64), found: (u64, u64)) -> bool {
+    let is_restored = compared.0 > found.0 || compared.1 > found.1;
+    known == found || !is_restored && known.0 >= found.0 && known.1 >= found.1
+}
+
 /// What a node's disk has acknowledged is there as long as this is the same.
 fn disk(state: &ClusterState, id: NodeId) -> Option<u64> {
     state.nodes.get(&id).map(|node: &NodeInfo| node.registered)
@@ -139,14 +142,8 @@ impl Upload<'_> {
     /// Goes over to a state with the map and the starts that a refused commit has read, or to a later one.
     pub(super) async fn catch_up(&mut self, found: (u64, u64)) -> Result<(), FileError> {
         let gateway = self.gateway;
-        let compared = self.basis.revisions();
-        // What was compared is ahead only of a store that was put back (R10): then this node has to hear of just that.
-        let is_restored = compared.0 > found.0 || compared.1 > found.1;
-        let heard = |state: &ClusterState| {
-            let (map, starts) = revisions(state);
-            let is_newer = map >= found.0 && starts >= found.1;
-            (if is_restored { (map, starts) == found } else { is_newer }).then_some(())
-        };
+        let compared = revisions(&self.basis.state);
+        let heard = |state: &ClusterState| has_heard(revisions(state), compared, found).then_some(());
         let heard = gateway.env.timeout(META_PATIENCE, gateway.view.wait_for(heard)).await;
         heard.ok_or(FileError::NotReady(
             "this node has not heard of the cluster's latest change yet".into(),
@@ -366,6 +363,22 @@ mod tests {
         let after = state(&map, 9, &[(1, 5), (2, 20), (3, 7)]);
         basis.follow(&Arc::new(ClusterState { starts_revision: before.starts_revision, ..(*after).clone() }));
         assert_eq!(basis.doubted.len(), 1 << BITS);
+    }
+
+    #[test]
+    fn a_refused_commit_waits_for_what_refused_it() {
+        let (compared, found) = ((5, 8), (5, 43));
+        assert_eq!(
+            [(5, 8), (5, 43), (50, 60)].map(|known| has_heard(known, compared, found)),
+            [false, true, true]
+        );
+        // The store was put back.
+        let (compared, found) = ((5, 43), (5, 8));
+        assert_eq!(
+            [(5, 43), (5, 8), (5, 50)].map(|known| has_heard(known, compared, found)),
+            [false, true, false]
+        );
+        assert!(has_heard((5, 8), (5, 8), (5, 8)), "it was refused for something else");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use cairn_placement::{ClusterMap, MemberNode, NodeId};
 use serde::{Deserialize, Serialize};
 
-use crate::meta::MetaError;
+use crate::meta::{MetaError, Op};
 
 pub const MAP_PREFIX: &[u8] = b"c/map/";
 
@@ -32,6 +32,14 @@ pub fn key() -> Bytes {
 
 pub fn page_key(page: u32) -> Bytes {
     format!("c/map/page/{page:05}").into()
+}
+
+/// What stores a map. The head comes last: whoever hears of one revision in parts reads the pages again when it hears of the
+/// head.
+pub fn ops(map: &ClusterMap) -> Vec<Op> {
+    let page = |page| Op::put(page_key(page), map.encode_page(page));
+    let head = Op::put(key(), super::to_json(&MapHead::of(map)));
+    (0..map.page_count()).map(page).chain([head]).collect()
 }
 
 impl MapHead {
@@ -90,5 +98,17 @@ mod tests {
         let head = MapHead::of(&map);
         assert_eq!(head.join(pages.iter().map(Vec::as_slice)), Ok(map));
         assert!(matches!(head.join(pages.iter().take(1).map(Vec::as_slice)), Err(MetaError::Damaged(_))));
+    }
+
+    #[test]
+    fn the_head_is_written_behind_all_pages() {
+        let node =
+            |id: u16| MemberNode { id: NodeId(id), name: id.to_string(), zone: id.to_string(), weight: 1 };
+        let map = cairn_placement::assign(&[1, 2, 3].map(node), 9, 1).unwrap();
+        let written = ops(&map).into_iter().map(|op| match op {
+            Op::Put { key, .. } => key,
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(written.collect::<Vec<_>>(), [page_key(0), page_key(1), key()]);
     }
 }
