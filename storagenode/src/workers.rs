@@ -9,7 +9,7 @@
 
 pub mod collect;
 pub mod compact;
-mod inventories;
+pub(crate) mod inventories;
 mod records;
 pub mod remove;
 pub mod repair;

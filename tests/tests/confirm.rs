@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use cairn_node::{
+    api::ports::Cluster,
     chunks::Scope,
     files::{Condition, CopyState, FileError, FileInfo, FilePath, ReadSpec, SharedFiles, UploadSpec},
     meta::{
@@ -14,6 +15,7 @@ use cairn_node::{
     workers::truth::plan::chunks_of,
 };
 use cairn_placement::{ChunkId, ClusterMap, NodeId, PgId};
+use cairn_proto::v1::StatusResponse;
 use cairn_tests::sim::{
     cluster::{SimCluster, runtime},
     content::{CHUNK_BYTES, content, make_volume, rot_frames, volume},
@@ -282,4 +284,37 @@ fn what_goes_to_other_nodes_during_an_upload_is_supplied_to_them_before_its_comm
             assert!(read(&cluster.files(0).unwrap()).await == content(CHUNKS));
         });
     }
+}
+
+/// Until members compare again they do not know of it themselves.
+#[test]
+fn what_a_holder_has_missed_never_counts_as_settled() {
+    runtime().block_on(async {
+        let cluster = start(1, &["a", "b", "c"], 3, Plant::None).await;
+        let status = async || cluster.node(1).unwrap().node().cluster.status().await.expect("it answers");
+        let is_settled = |status: &StatusResponse| {
+            status.placement_groups > 0 && status.settled == status.placement_groups
+        };
+        while !is_settled(&status().await) {
+            cluster.clock.sleep(Duration::from_millis(100)).await;
+        }
+        cluster.net.cut("n1", "n3");
+        Pending::begin(cluster.files(0).unwrap()).await.end().await.expect("two of three are enough");
+        let mut looks = 0;
+        loop {
+            let settled = is_settled(&status().await);
+            let copies = copies(&cluster).await;
+            let all = copies.iter().all(|copies| *copies == 3);
+            assert!(all || !settled, "settled with {copies:?}");
+            if settled {
+                break;
+            }
+            looks += usize::from(!all);
+            cluster.clock.sleep(Duration::from_millis(20)).await;
+            if looks == 10 {
+                cluster.net.heal();
+            }
+        }
+        assert!(looks > 0, "nothing was ever missing");
+    });
 }

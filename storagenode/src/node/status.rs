@@ -27,10 +27,13 @@ use crate::{
         },
     },
     replication::write::Writer,
+    workers::inventories,
 };
 
 /// How long another node is asked.
 const ASK_LIMIT: Duration = Duration::from_secs(3);
+/// How long nodes that should hold the same are compared.
+const COMPARE_LIMIT: Duration = Duration::from_secs(5);
 /// Nodes asked at the same time.
 const ASK_AT_ONCE: usize = 32;
 /// Deleted generations that are counted one by one.
@@ -68,6 +71,19 @@ impl ClusterStatus {
             .await
     }
 
+    /// The groups that have all their copies. Members compare again and again; what was written since to some of them only, they
+    /// do not know yet. So the groups of which they say that nothing is missing are compared once more, now.
+    async fn settled(
+        &self,
+        state: &ClusterState,
+        map: &ClusterMap,
+        answers: &BTreeMap<NodeId, proto::SettledResponse>,
+    ) -> BTreeSet<PgId> {
+        let said = said_settled(map, state, answers);
+        let compared = inventories::agreeing(&self.writer, state, map, said);
+        self.env.timeout(COMPARE_LIMIT, compared).await.unwrap_or_default()
+    }
+
     /// Why nodes that are not live did not start when they last tried.
     async fn add_refusals(&self, nodes: &mut [proto::NodeStatus]) {
         let is_live = |node: &proto::NodeStatus| node.state() == proto::NodeState::NodeLive;
@@ -93,13 +109,13 @@ impl ClusterStatus {
     }
 }
 
-/// Groups by state: settled, degraded, unavailable. Members that agree hold everything only if the metadata names nothing
-/// that they all lack (R3).
-fn count_groups(
+/// The groups of which every member said that all agreed in its latest comparison. Members that agree hold everything only if
+/// the metadata names nothing that they all lack (R3).
+fn said_settled(
     map: &ClusterMap,
     state: &ClusterState,
     answers: &BTreeMap<NodeId, proto::SettledResponse>,
-) -> (u32, u32, u32) {
+) -> BTreeSet<PgId> {
     let settled_at: BTreeMap<NodeId, BTreeSet<PgId>> = answers
         .iter()
         .filter(|(_, answer)| answer.map_generation == map.generation)
@@ -114,21 +130,21 @@ fn count_groups(
         .filter(|node| truth.is_some_and(|truth| truth.is_after(node.registered)))
         .map(|node| node.id)
         .collect();
-    let (mut settled, mut degraded, mut unavailable) = (0, 0, 0);
-    for pg in (0..map.pg_count()).map(PgId) {
-        let members = map.members_of(pg);
-        let live = |member: &NodeId| state.nodes.get(member).is_some_and(NodeInfo::is_live);
-        let compared = |member: &NodeId| compared.contains(member);
-        let agreed = |member: &NodeId| settled_at.get(member).is_some_and(|groups| groups.contains(&pg));
-        if !lacks(pg) && members.iter().all(|member| agreed(member) && compared(member)) {
-            settled += 1;
-        } else if members.iter().any(live) {
-            degraded += 1;
-        } else {
-            unavailable += 1;
-        }
-    }
-    (settled, degraded, unavailable)
+    let compared = |member: &NodeId| compared.contains(member);
+    let agreed =
+        |pg: &PgId, member: &NodeId| settled_at.get(member).is_some_and(|groups| groups.contains(pg));
+    let all_agreed =
+        |pg: &PgId| map.members_of(*pg).iter().all(|member| agreed(pg, member) && compared(member));
+    (0..map.pg_count()).map(PgId).filter(|pg| !lacks(*pg) && all_agreed(pg)).collect()
+}
+
+/// Groups by state: settled, degraded, unavailable.
+fn count_groups(map: &ClusterMap, state: &ClusterState, settled: &BTreeSet<PgId>) -> (u32, u32, u32) {
+    let live = |member: &NodeId| state.nodes.get(member).is_some_and(NodeInfo::is_live);
+    let others = (0..map.pg_count()).map(PgId).filter(|pg| !settled.contains(pg));
+    let (degraded, unavailable): (Vec<PgId>, Vec<PgId>) =
+        others.partition(|pg| map.members_of(*pg).iter().any(live));
+    (settled.len() as u32, degraded.len() as u32, unavailable.len() as u32)
 }
 
 fn node_status(
@@ -173,8 +189,10 @@ impl Cluster for ClusterStatus {
         let state = self.writer.view.current();
         let answers = self.ask_all(&state).await;
         let map = state.map.as_deref();
-        let (settled, degraded, unavailable) =
-            map.map_or((0, 0, 0), |map| count_groups(map, &state, &answers));
+        let (settled, degraded, unavailable) = match map {
+            Some(map) => count_groups(map, &state, &self.settled(&state, map, &answers).await),
+            None => (0, 0, 0),
+        };
         let mut nodes: Vec<_> =
             state.nodes.values().map(|node| node_status(node, map, answers.get(&node.id))).collect();
         let intended = state.intent.iter().flat_map(|intent| &intent.nodes);
@@ -310,7 +328,8 @@ mod tests {
             nodes: [1, 2, 3].map(|id| (NodeId(id), node(id))).into(),
             ..ClusterState::default()
         };
-        assert_eq!(count_groups(&map, &state, &answers), (0, 16, 0), "not compared");
+        let count = |state: &ClusterState| count_groups(&map, state, &said_settled(&map, state, &answers));
+        assert_eq!(count(&state), (0, 16, 0), "not compared");
         let truth = TruthRecord {
             map_generation: map.generation,
             disks: state.disks(),
@@ -318,15 +337,15 @@ mod tests {
             ..Default::default()
         };
         state.compared = Some(truth.clone());
-        assert_eq!(count_groups(&map, &state, &answers), (16, 0, 0));
+        assert_eq!(count(&state), (16, 0, 0));
         // One starts anew, so quickly that nobody saw it away.
         state.nodes.get_mut(&NodeId(2)).unwrap().registered = 11;
         let with_it = map.groups_of(NodeId(2)).count() as u32;
-        assert_eq!(count_groups(&map, &state, &answers), (16 - with_it, with_it, 0));
+        assert_eq!(count(&state), (16 - with_it, with_it, 0));
         // A version that did not say when it compared is believed, as it was then.
         state.compared = Some(TruthRecord { revision: 0, ..truth.clone() });
-        assert_eq!(count_groups(&map, &state, &answers), (16, 0, 0));
+        assert_eq!(count(&state), (16, 0, 0));
         state.compared = Some(TruthRecord { revision: 11, missing: vec![3], ..truth });
-        assert_eq!(count_groups(&map, &state, &answers), (15, 1, 0));
+        assert_eq!(count(&state), (15, 1, 0));
     }
 }

@@ -1,12 +1,16 @@
 //! What nodes hold, asked in one way for this node and others.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use cairn_placement::{ClusterMap, NodeId, PgId, VolumeId};
 use cairn_proto::v1 as proto;
+use futures::{StreamExt, stream};
 use tracing::debug;
 
-use super::repair::plan::{Digest, Digests, Held};
+use super::repair::plan::{self, Digest, Digests, Held};
 use crate::{
     chunks::Scope,
     cluster::{ClusterState, NodeInfo},
@@ -17,6 +21,11 @@ use crate::{
 pub const GROUPS_A_REQUEST: usize = 256;
 /// Lines of one group's inventory at most: bounds memory.
 const MAX_INVENTORY: usize = 1_000_000;
+/// Nodes asked at the same time.
+const NODES_AT_ONCE: usize = 16;
+/// Looks at groups in which nodes differ.
+const LOOKS: usize = 3;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 const SUMMARY_LIMIT: Duration = Duration::from_secs(10);
 const INVENTORY_LIMIT: Duration = Duration::from_secs(60);
 
@@ -59,25 +68,63 @@ pub async fn all_digests(
     map: &ClusterMap,
     scope: Scope,
 ) -> BTreeMap<NodeId, Digests> {
-    let mut answers = BTreeMap::new();
-    for node in map.nodes.keys().filter_map(|id| state.nodes.get(id)).filter(|node| node.is_live()) {
-        let groups: Vec<PgId> = map.groups_of(node.id).collect();
-        let (mut all, mut whole) = (Digests::new(), true);
-        for groups in groups.chunks(GROUPS_A_REQUEST) {
-            match digests(writer, map, node, groups, scope).await {
+    let every: BTreeSet<PgId> = (0..map.pg_count()).map(PgId).collect();
+    digests_of(writer, state, map, &every, scope).await
+}
+
+/// What the live nodes hold of those of `groups` that are theirs; without nodes that did not answer for all of these.
+async fn digests_of(
+    writer: &Writer,
+    state: &ClusterState,
+    map: &ClusterMap,
+    groups: &BTreeSet<PgId>,
+    scope: Scope,
+) -> BTreeMap<NodeId, Digests> {
+    let ask = |node: NodeInfo| async move {
+        let theirs: Vec<PgId> = map.groups_of(node.id).filter(|pg| groups.contains(pg)).collect();
+        let mut all = Digests::new();
+        for groups in theirs.chunks(GROUPS_A_REQUEST) {
+            match digests(writer, map, &node, groups, scope).await {
                 Ok(part) => all.extend(part),
                 Err(error) => {
                     debug!(node = node.name, %error, "gave no summary");
-                    whole = false;
-                    break;
+                    return None;
                 }
             }
         }
-        if whole {
-            answers.insert(node.id, all);
+        Some((node.id, all))
+    };
+    let nodes = map.nodes.keys().filter_map(|id| state.nodes.get(id)).filter(|node| node.is_live()).cloned();
+    let nodes: Vec<NodeInfo> = nodes.collect();
+    stream::iter(nodes)
+        .map(ask)
+        .buffer_unordered(NODES_AT_ONCE)
+        .filter_map(std::future::ready)
+        .collect()
+        .await
+}
+
+/// Those of `groups` whose holders all hold the same now. Writes on their way make a difference for a moment: what differs is
+/// looked at again, [`LOOKS`] times in all.
+pub async fn agreeing(
+    writer: &Writer,
+    state: &ClusterState,
+    map: &ClusterMap,
+    groups: BTreeSet<PgId>,
+) -> BTreeSet<PgId> {
+    let scope = Scope::Whole { tombstones_since: writer.store.tombstones_since() };
+    let (mut agreed, mut differing) = (BTreeSet::new(), groups);
+    for look in 1..=LOOKS {
+        let answers = digests_of(writer, state, map, &differing, scope).await;
+        let same = plan::agreeing(map, &differing, &answers);
+        differing.retain(|pg| !same.contains(pg));
+        agreed.extend(same);
+        if differing.is_empty() || look == LOOKS {
+            break;
         }
+        writer.env.clock.sleep(BETWEEN_LOOKS).await;
     }
-    answers
+    agreed
 }
 
 /// Everything that this node holds of one group.

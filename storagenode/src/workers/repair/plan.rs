@@ -65,6 +65,29 @@ pub fn differing(
     groups.iter().copied().filter(differs).collect()
 }
 
+/// Of `groups`, those whose holders all answered, and hold the same.
+pub fn agreeing(
+    map: &ClusterMap,
+    groups: &BTreeSet<PgId>,
+    answers: &BTreeMap<NodeId, Digests>,
+) -> BTreeSet<PgId> {
+    let agree = |pg: &PgId| {
+        let answers: Option<Vec<(NodeId, &Digests)>> =
+            map.members_of(*pg).iter().map(|member| Some((*member, answers.get(member)?))).collect();
+        let Some(answers) = answers else { return false };
+        let kinds = answers.iter().flat_map(|(_, digests)| digests.range((*pg, 0)..=(*pg, u8::MAX)));
+        let copies: BTreeSet<u8> = kinds.map(|((_, copies), _)| *copies).collect();
+        copies.into_iter().all(|copies| {
+            let holders = map.holders(*pg, copies);
+            let held = answers.iter().filter(|(member, _)| holders.contains(member));
+            let mut held = held.map(|(_, digests)| digests.get(&(*pg, copies)).copied().unwrap_or_default());
+            let first = held.next();
+            held.all(|digest| Some(digest) == first)
+        })
+    };
+    groups.iter().copied().filter(agree).collect()
+}
+
 /// What this node lacks of what another member holds of one group. Tombstones come first: they beat presence. Those that were
 /// made before `since` and have nothing to beat here are left to be forgotten.
 pub fn steps(
@@ -195,5 +218,33 @@ mod tests {
         assert_eq!(settled(&map, ME, &agreed), all);
         agreed.remove(&NodeId(3));
         assert!(settled(&map, ME, &agreed).is_empty());
+    }
+
+    #[test]
+    fn a_group_agrees_when_all_its_holders_answered_and_hold_the_same() {
+        let map = map();
+        let all: BTreeSet<PgId> = map.groups_of(ME).collect();
+        let pg = *all.first().unwrap();
+        let others: BTreeSet<PgId> = all.iter().copied().skip(1).collect();
+        let digest = |chunks| Digest { chunks, chunk_digest: chunks, ..Digest::default() };
+        let mut answers: BTreeMap<NodeId, Digests> =
+            map.nodes.keys().map(|node| (*node, Digests::new())).collect();
+        assert_eq!(agreeing(&map, &all, &answers), all, "all hold nothing");
+        let (first, last) = (map.members_of(pg)[0], *map.holders(pg, 3).last().unwrap());
+        answers.get_mut(&first).unwrap().insert((pg, 1), digest(1));
+        assert_eq!(agreeing(&map, &all, &answers), all, "the only holder of what has one copy");
+        answers.get_mut(&last).unwrap().insert((pg, 1), digest(2));
+        assert_eq!(agreeing(&map, &all, &answers), all, "what is left at a node that is no holder");
+        for node in map.members_of(pg) {
+            answers.get_mut(node).unwrap().insert((pg, 3), digest(1));
+        }
+        assert_eq!(agreeing(&map, &all, &answers), all);
+        answers.get_mut(&last).unwrap().remove(&(pg, 3));
+        assert_eq!(agreeing(&map, &all, &answers), others, "one has missed it");
+        answers.get_mut(&last).unwrap().insert((pg, 3), digest(2));
+        assert_eq!(agreeing(&map, &all, &answers), others, "one has something else");
+        answers.remove(&last);
+        let without = all.iter().copied().filter(|pg| !map.members_of(*pg).contains(&last)).collect();
+        assert_eq!(agreeing(&map, &all, &answers), without, "one gave no answer");
     }
 }
