@@ -37,6 +37,7 @@ pub struct ClusterOptions {
     /// More environment of every node.
     pub environment: Vec<(&'static str, String)>,
     /// A node with a file system of its own, and the file that this is in. Nobody else sees it mounted. Needs root.
+    /// `MOUNTED` in the environment has more options for mounting it.
     pub image: Option<(usize, PathBuf)>,
     /// Nobody takes the nodes' logs after the first line.
     pub unread_log: bool,
@@ -61,7 +62,7 @@ impl ClusterOptions {
 }
 
 /// Mounts the image on the data folder, where nobody else sees it, and becomes the node.
-const ON_IMAGE: &str = r#"image=$1 data=$2; shift 2; mount -o loop,noatime "$image" "$data" && exec "$@""#;
+const ON_IMAGE: &str = r#"image=$1 data=$2; shift 2; mount -o "loop,noatime${MOUNTED:+,$MOUNTED}" "$image" "$data" && exec "$@""#;
 
 struct Member {
     name: String,
@@ -216,6 +217,15 @@ impl CairnCluster {
             .env("REPAIR_SECONDS", "1")
             .env("COMPARE_SECONDS", "1");
         self.options.environment.iter().fold(spec, |spec, (name, value)| spec.env(name, value))
+    }
+
+    /// Mounts a running node's image with other options.
+    pub fn remount(&self, index: usize, options: &str) {
+        let data = self.members[index].data.clone();
+        let spec = Spec::new("nsenter", "nsenter").args(["-m", "-t", &self.process(index).pid().to_string()]);
+        let spec = spec.args(["mount", "-o", &format!("remount,{options}")]).arg(data);
+        let done = run(spec, None, LIMIT).expect("nsenter runs");
+        assert!(done.success, "{done:?}");
     }
 
     pub fn log(&self, index: usize) -> PathBuf {

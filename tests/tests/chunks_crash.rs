@@ -438,6 +438,15 @@ fn a_forgotten_fdatasync_is_found() {
     assert!(["lost", "wrong answer", "does not open"].iter().any(|how| failure.contains(how)), "{failure}");
 }
 
+/// One of all that a life makes is enough.
+#[test]
+fn one_forgotten_fdatasync_of_a_segment_is_found() {
+    let forget =
+        |history: &mut History| history.disk.lie_once(Operation::Sync, "/segments/", history.seed % 12);
+    let failure = first_failure(0..400, forget).expect("must be found");
+    assert!(["lost", "wrong answer", "does not open"].iter().any(|how| failure.contains(how)), "{failure}");
+}
+
 /// The check must find a store that does not sync its folders.
 #[test]
 fn a_forgotten_folder_sync_is_found() {

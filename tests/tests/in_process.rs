@@ -1,6 +1,9 @@
 //! Whole nodes in this process, over real TLS, sharing one embedded metadata store: what local mode runs.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use cairn_client::{
@@ -15,6 +18,7 @@ use cairn_node::{
         Env, Listener, Protocol,
         real::{RealClock, RealDisk, RealRandom, RealThreads},
     },
+    files::{self, FileError, FilePath, UploadSpec, VolumeName},
     meta::{Op, SharedMeta, Txn, embedded::EmbeddedStore, keys},
     node::{Budgets, NodeOptions, RunningNode, ServeOptions, Timings, serve},
     replication::peers::{PeerError, Peers},
@@ -24,6 +28,7 @@ use cairn_node::{
 use cairn_placement::{ChunkId, Generation, Incarnation, NodeId, PgId, VolumeId};
 use cairn_proto::v1::InventoryEntry;
 use cairn_tests::etcd::disk_folder;
+use futures::StreamExt;
 use tempfile::TempDir;
 
 fn env(secrets: &SecretFiles) -> Env {
@@ -373,5 +378,86 @@ async fn while_the_metadata_store_is_in_doubt_no_node_takes_a_tombstone() {
     holds("tombstone", &|entry| entry.tombstone).await;
     for node in nodes {
         node.stop(LIMIT).await;
+    }
+}
+
+/// What the nodes' disks have of chunks that are not deleted.
+fn chunks_on_disks(nodes: &[RunningNode]) -> usize {
+    let held = |node: &RunningNode| node.node().store.inventory(0, PgId(0), Scope::ALL, None, usize::MAX);
+    nodes.iter().flat_map(held).filter(|line| line.buried.is_none()).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn content_of_another_size_than_declared_is_refused_and_leaves_nothing() {
+    const LENGTH: u64 = 9_000_000;
+    let site = Site::new().await;
+    let (nodes, client) = site.four_nodes().await;
+    let volume = CreateVolume { name: "files".into(), copies: Some(3), chunk_size_bytes: None };
+    client.create_volume(volume).await.expect("a volume");
+    client.upload_bytes("files", "a", UploadOptions::default(), Bytes::from_static(b"old")).await.unwrap();
+    let before = 3;
+    for declared in [0, 1, 4 << 20, LENGTH - 1, LENGTH + 1, 5 * LENGTH] {
+        let spec = UploadSpec {
+            volume: VolumeName::parse("files").unwrap(),
+            path: FilePath::parse("a").unwrap(),
+            size_bytes: Some(declared),
+            blake3: None,
+            condition: files::Condition::Always,
+            content_type: String::new(),
+        };
+        let pieces = (0..9).map(|n| Ok(Bytes::from(vec![n; 1_000_000])));
+        let refused = nodes[0].files().upload(spec, futures::stream::iter(pieces).boxed()).await;
+        let Err(FileError::SizeMismatch { declared: told, received }) = refused else {
+            panic!("{declared}: {refused:?}")
+        };
+        assert!(told == declared && received > 0 && received <= LENGTH, "{declared}: {told} {received}");
+        let download = client.download("files", "a", DownloadOptions::default()).await.unwrap();
+        assert_eq!(download.bytes(100).await.unwrap(), "old", "{declared}");
+        let begun = Instant::now();
+        while chunks_on_disks(&nodes) != before {
+            assert!(begun.elapsed() < Duration::from_secs(30), "{declared}: {}", chunks_on_disks(&nodes));
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+    for node in nodes {
+        node.stop(Duration::from_secs(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_writers_at_once_one_creates_and_the_later_one_replaces() {
+    let site = Site::new().await;
+    let (nodes, client) = site.four_nodes().await;
+    let volume = CreateVolume { name: "files".into(), copies: Some(3), chunk_size_bytes: None };
+    client.create_volume(volume).await.expect("a volume");
+    let other = site.client(&nodes[2..3]);
+    for round in 0..10 {
+        let path = format!("f{round}");
+        let put = async |client: &Client, condition, byte: u8| {
+            let options = UploadOptions { condition, ..UploadOptions::default() };
+            client.upload_bytes("files", &path, options, Bytes::from(vec![byte; 100_000])).await
+        };
+        let read = async || {
+            let download = client.download("files", &path, DownloadOptions::default()).await.unwrap();
+            download.bytes(1 << 20).await.unwrap()[0]
+        };
+        let both = tokio::join!(put(&client, Condition::IfAbsent, 1), put(&other, Condition::IfAbsent, 2));
+        let winner = match both {
+            (Ok(_), Err(refused)) if refused.code() == ErrorCode::PreconditionFailed => 1,
+            (Err(refused), Ok(_)) if refused.code() == ErrorCode::PreconditionFailed => 2,
+            both => panic!("{both:?}"),
+        };
+        assert_eq!(read().await, winner);
+        let both = tokio::join!(put(&client, Condition::Always, 3), put(&other, Condition::Always, 4));
+        let (Ok(three), Ok(four)) = both else { panic!("{both:?}") };
+        let etag = client.stat("files", &path).await.unwrap().etag;
+        assert!(etag == three.etag || etag == four.etag, "one of them is the later one");
+        assert_eq!(read().await, if etag == three.etag { 3 } else { 4 });
+        put(&client, Condition::Always, 5).await.unwrap();
+        put(&other, Condition::Always, 6).await.unwrap();
+        assert_eq!(read().await, 6, "the later commit is read");
+    }
+    for node in nodes {
+        node.stop(Duration::from_secs(5)).await;
     }
 }

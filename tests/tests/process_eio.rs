@@ -1,6 +1,11 @@
-//! A disk that cannot read some of its blocks any more: a real one, whose file was cut off below its file system.
+//! Disks that fail, real ones: one that cannot read some of its blocks any more, for its file was cut off below its file system;
+//! and one that takes nothing any more, for its file system has gone read-only.
 
-use std::{fs::OpenOptions, path::Path, time::Duration};
+use std::{
+    fs::OpenOptions,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use cairn_client::{BytesSource, Client, DownloadOptions, UploadOptions};
@@ -59,12 +64,14 @@ async fn all_are_read(cluster: &CairnCluster) -> Result<(), String> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn blocks_that_cannot_be_read_cost_nothing_but_time() {
-    let needs = [Need::Etcd, Need::Root, Need::System("mkfs.ext4"), Need::System("unshare")];
-    let Ok(tools) = require(&needs) else { return };
-    let etcd = EtcdCluster::start(&tools, 3).unwrap();
-    let folder = Scratch::new("eio").unwrap();
+async fn store(client: &Client, n: u64) {
+    let stored =
+        client.upload("files", &format!("f{n}"), UploadOptions::default(), &BytesSource(file(n))).await;
+    stored.unwrap();
+}
+
+/// Three nodes, the first with a small file system of its own, and a volume.
+async fn on_an_image(etcd: &EtcdCluster, folder: &Scratch) -> (CairnCluster, PathBuf) {
     let image = folder.path().join("disk");
     make_image(&image);
     let options = ClusterOptions {
@@ -72,20 +79,22 @@ async fn blocks_that_cannot_be_read_cost_nothing_but_time() {
         // So many seconds for all of the disk: whatever nobody reads is read soon.
         ..ClusterOptions::new(&["a", "b", "c"], etcd.database_url("/eio")).with("SCRUB_SECONDS", "5")
     };
-    let mut cluster = CairnCluster::start(options).await;
+    let cluster = CairnCluster::start(options).await;
+    let volume = cairn_client::CreateVolume { name: "files".into(), copies: None, chunk_size_bytes: None };
+    cluster.client().create_volume(volume).await.unwrap();
+    (cluster, image)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blocks_that_cannot_be_read_cost_nothing_but_time() {
+    let needs = [Need::Etcd, Need::Root, Need::System("mkfs.ext4"), Need::System("unshare")];
+    let Ok(tools) = require(&needs) else { return };
+    let etcd = EtcdCluster::start(&tools, 3).unwrap();
+    let folder = Scratch::new("eio").unwrap();
+    let (mut cluster, image) = on_an_image(&etcd, &folder).await;
     let client = cluster.client();
-    client
-        .create_volume(cairn_client::CreateVolume {
-            name: "files".into(),
-            copies: None,
-            chunk_size_bytes: None,
-        })
-        .await
-        .unwrap();
     for n in 0..FILES {
-        let stored =
-            client.upload("files", &format!("f{n}"), UploadOptions::default(), &BytesSource(file(n))).await;
-        stored.unwrap();
+        store(&client, n).await;
     }
     cluster.wait_settled().await;
 
@@ -107,6 +116,50 @@ async fn blocks_that_cannot_be_read_cost_nothing_but_time() {
     cluster.wait_settled().await;
     all_are_read(&cluster).await.unwrap();
     // Its own copies are whole again: nobody else is there.
+    cluster.stop(1);
+    cluster.stop(2);
+    let alone = cluster.client_of(&[0]);
+    for n in 0..FILES {
+        let bytes = until("each file is read from this disk alone", async || read(&alone, n).await).await;
+        assert!(bytes == file(n), "f{n}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_has_gone_read_only_costs_no_request_and_is_named() {
+    let needs = [Need::Etcd, Need::Root, Need::System("mkfs.ext4"), Need::System("nsenter")];
+    let Ok(tools) = require(&needs) else { return };
+    let etcd = EtcdCluster::start(&tools, 3).unwrap();
+    let folder = Scratch::new("read-only").unwrap();
+    let (mut cluster, _) = on_an_image(&etcd, &folder).await;
+    store(&cluster.client(), 0).await;
+    cluster.wait_settled().await;
+
+    // As a file system does that has met an error.
+    cluster.remount(0, "abort");
+    for n in 1..FILES {
+        // Its own gateway serves on, too.
+        store(&cluster.client_of(&[n as usize % 3]), n).await;
+    }
+    all_are_read(&cluster).await.unwrap();
+    let status = cluster.client().status().await.unwrap();
+    assert!(status.settled < status.placement_groups, "{status:?}");
+    let node = status.nodes.iter().find(|node| node.name == "n1").unwrap();
+    let warned = |warning: &String| warning.contains("Read-only file system");
+    assert!(node.warnings.iter().any(warned), "{status:?}");
+    // And once in its log, not with every write.
+    let log = std::fs::read_to_string(cluster.log(0)).unwrap();
+    assert_eq!(log.matches("does not take a write").count(), 1, "{log}");
+    assert!(log.matches("Read-only file system").count() < 20, "{log}");
+    cluster.kill(0);
+
+    let refused = run(cluster.spec(0).env("MOUNTED", "ro"), None, Duration::from_secs(60)).unwrap();
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    let last = refused.stderr.lines().last().unwrap_or_default();
+    assert!(last.contains("Read-only file system") && last.contains("/n1"), "{refused:?}");
+
+    cluster.restart(0);
+    cluster.wait_settled().await;
     cluster.stop(1);
     cluster.stop(2);
     let alone = cluster.client_of(&[0]);

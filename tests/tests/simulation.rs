@@ -21,7 +21,7 @@ const SEEDS: Range<u64> = 0..1_000;
 /// Of these, so many are played twice.
 const REPLAYED: usize = 25;
 /// What every thousand histories must have seen of each, at least: else the simulation shows less than it says.
-const SEEN: [(&str, usize); 12] = [
+const SEEN: [(&str, usize); 15] = [
     ("bytes: done", 5_000),
     ("Create(", 1_000),
     ("Delete: done", 500),
@@ -32,6 +32,9 @@ const SEEN: [(&str, usize); 12] = [
     ("loses its disk", 50),
     ("do not hear each other", 100),
     ("the store for", 500),
+    ("disk fails for", 1_000),
+    ("disk is slow for", 300),
+    ("slow: 4s", 300),
     ("are left behind", 50),
     ("segments are compacted", 500),
 ];

@@ -65,6 +65,9 @@ pub struct OwnState {
 impl OwnState {
     pub fn answer(&self) -> proto::SettledResponse {
         let (settled, usage) = (self.repair.settled(), self.store.usage());
+        let failing =
+            |why| format!("its disk does not take writes: {why}; look at the disk and its file system");
+        let warnings = self.store.failing().map(failing).into_iter().chain(self.warnings.list());
         proto::SettledResponse {
             map_generation: settled.map_generation,
             placement_groups: settled.groups.iter().map(|pg| pg.0).collect(),
@@ -72,7 +75,7 @@ impl OwnState {
             capacity_bytes: usage.capacity_bytes,
             chunks: usage.chunks,
             out_of_room: usage.out_of_room,
-            warnings: self.warnings.list(),
+            warnings: warnings.collect(),
         }
     }
 }

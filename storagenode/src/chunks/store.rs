@@ -75,6 +75,8 @@ pub struct Inner {
     closed: AtomicBool,
     /// The furthest that the metadata store was ever seen; the next group writes it down.
     pub sighting: Mutex<Sighting>,
+    /// Why the latest group failed, until one is written again.
+    pub failing: Mutex<Option<String>>,
     damage_found: Notify,
     /// Damage was found that the disk does not remember yet.
     pub damage_unwritten: AtomicBool,
@@ -147,6 +149,7 @@ impl ChunkStore {
             lock: Mutex::new(Some(lock)),
             closed: AtomicBool::new(false),
             sighting: Mutex::new(sighting),
+            failing: Mutex::default(),
             damage_found: Notify::new(),
             // What the opening found is not written down yet.
             damage_unwritten: AtomicBool::new(damaged > 0),
@@ -324,6 +327,11 @@ impl ChunkStore {
             }
             found.await;
         }
+    }
+
+    /// Why the disk takes no writes, if the latest one failed.
+    pub fn failing(&self) -> Option<String> {
+        self.inner.failing.lock().clone()
     }
 
     pub fn usage(&self) -> Usage {

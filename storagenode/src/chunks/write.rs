@@ -181,8 +181,7 @@ impl Writer {
     async fn commit(&mut self, group: Group) {
         let sighting_bytes = MARK_BYTES;
         if let Err(error) = self.make_room(group.bytes + sighting_bytes).await {
-            tracing::error!(%error, "cannot make a segment");
-            self.store.counters.failed_groups.fetch_add(1, Ordering::Relaxed);
+            self.failed(&format!("cannot make a segment: {error}"));
             return group.fail(&format!("no new segment: {error}"));
         }
         let marks = std::mem::take(&mut self.to_mark);
@@ -213,6 +212,9 @@ impl Writer {
             .await;
         match result {
             Ok(disk) => {
+                if self.store.failing.lock().take().is_some() {
+                    tracing::info!("the disk takes writes again");
+                }
                 segment.end = end;
                 segment.lines.append(&lines);
                 self.noted = sighting.unwrap_or(self.noted);
@@ -230,11 +232,10 @@ impl Writer {
                 self.acknowledge(group, &puts, copies, group_start);
             }
             Err(error) => {
-                tracing::error!(segment = %segment.new.id, %error, "a group failed; the segment is not written again");
-                self.store.counters.failed_groups.fetch_add(1, Ordering::Relaxed);
+                let (id, slot) = (segment.new.id, segment.new.slot);
+                self.failed(&format!("writing to segment {id} failed, which is not written again: {error}"));
                 self.to_mark = marks;
-                self.to_mark.push((segment.new.id, start));
-                let slot = segment.new.slot;
+                self.to_mark.push((id, start));
                 self.store.table.ended(slot, start);
                 self.segment = None;
                 self.store.space.no_room();
@@ -243,6 +244,14 @@ impl Writer {
                 group.fail(&error.to_string());
                 self.check_segment(slot).await;
             }
+        }
+    }
+
+    /// Says it once: while a disk takes nothing, every write fails.
+    fn failed(&self, why: &str) {
+        self.store.counters.failed_groups.fetch_add(1, Ordering::Relaxed);
+        if self.store.failing.lock().replace(why.to_owned()).is_none() {
+            tracing::error!(why, "the disk does not take a write");
         }
     }
 

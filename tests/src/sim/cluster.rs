@@ -6,7 +6,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -80,7 +80,18 @@ struct SimNode {
     /// Its disk was taken from it, and it is told so.
     new_disk: bool,
     boots: u64,
+    /// Milliseconds that its disk may take longer for anything.
+    slow: Arc<AtomicU64>,
     running: Option<(Life, RunningNode)>,
+}
+
+/// A disk that was slowed down.
+pub struct SlowDisk(Arc<AtomicU64>);
+
+impl SlowDisk {
+    pub fn heal(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
 }
 
 /// The cluster. Must be made and used inside [`runtime`].
@@ -124,6 +135,7 @@ impl SimCluster {
             disk: SimDisk::new(512 << 20),
             new_disk: false,
             boots: 0,
+            slow: Arc::default(),
             running: None,
         };
         let mut cluster = Self {
@@ -188,11 +200,14 @@ impl SimCluster {
         node.boots += 1;
         let life = Life::default();
         let seed = self.seed ^ (index as u64 + 1) << 32 ^ node.boots << 48;
-        let delays = Mutex::new(StdRng::seed_from_u64(seed));
+        let (delays, slow) = (Mutex::new(StdRng::seed_from_u64(seed)), node.slow.clone());
         let threads = LifeThreads {
             clock: self.clock.clone(),
             life: life.clone(),
-            delay: Box::new(move || Duration::from_micros(delays.lock().random_range(0..2_500))),
+            delay: Box::new(move || {
+                let most = 2_500 + slow.load(Ordering::Relaxed) * 1_000;
+                Duration::from_micros(delays.lock().random_range(0..most))
+            }),
         };
         let env = Env {
             clock: Arc::new(LifeClock { clock: self.clock.clone(), life: life.clone() }),
@@ -222,6 +237,12 @@ impl SimCluster {
         let running = serve(env, options, meta, serving).await?;
         self.nodes[index].running = Some((life, running));
         Ok(())
+    }
+
+    /// From now on, whatever a node's disk does takes so much longer, at most.
+    pub fn slow_disk(&self, index: usize, by: Duration) -> SlowDisk {
+        self.nodes[index].slow.store(by.as_millis() as u64, Ordering::Relaxed);
+        SlowDisk(self.nodes[index].slow.clone())
     }
 
     /// Sets the clocks of all machines forward, or back. What measures time does not hear of it.

@@ -50,6 +50,18 @@ pub struct Fault {
     pub os_error: i32,
 }
 
+/// Syncs that are not done, and said to be.
+#[derive(Debug, Clone)]
+struct Lie {
+    about: Operation,
+    /// Only on paths that contain this.
+    path: String,
+    /// So many are done before.
+    after: u64,
+    /// So many are not done.
+    times: u64,
+}
+
 /// How often things were done.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DiskCounts {
@@ -93,8 +105,7 @@ struct State {
     changes_until_power_cut: Option<u64>,
     power_is_off: bool,
     faults: Vec<Fault>,
-    /// Operations that are not done, in paths with this in them.
-    lies: Vec<(Operation, String)>,
+    lies: Vec<Lie>,
     counts: DiskCounts,
 }
 
@@ -138,9 +149,20 @@ impl State {
         Ok(())
     }
 
-    fn lies(&self, operation: Operation, path: &Path) -> bool {
-        let here = |part: &String| path.to_string_lossy().contains(part);
-        self.lies.iter().any(|(about, part)| *about == operation && here(part))
+    fn lies(&mut self, operation: Operation, path: &Path) -> bool {
+        let here = |lie: &&mut Lie| lie.about == operation && path.to_string_lossy().contains(&lie.path);
+        let mut lied = false;
+        for lie in self.lies.iter_mut().filter(here) {
+            match lie.after {
+                0 if lie.times > 0 => {
+                    lie.times -= 1;
+                    lied = true;
+                }
+                0 => {}
+                _ => lie.after -= 1,
+            }
+        }
+        lied
     }
 
     fn is_folder(&self, path: &Path) -> bool {
@@ -261,6 +283,11 @@ impl SimDisk {
         self.state.lock().faults.push(fault);
     }
 
+    /// Nothing that it was made to fail fails any more.
+    pub fn heal(&self) {
+        self.state.lock().faults.clear();
+    }
+
     /// The next one on such a path fails: the device cannot do it.
     pub fn fail_once(&self, operation: Operation, path: &str) {
         self.fail(Fault { operation, path: path.into(), after: 0, times: 1, os_error: libc::EIO });
@@ -273,7 +300,16 @@ impl SimDisk {
 
     /// The same, in paths with this in them.
     pub fn lie_about_in(&self, operation: Operation, path: &str) {
-        self.state.lock().lies.push((operation, path.into()));
+        self.lie(Lie { about: operation, path: path.into(), after: 0, times: u64::MAX });
+    }
+
+    /// Says once, after so many were done in such paths, that a sync succeeded without doing it.
+    pub fn lie_once(&self, operation: Operation, path: &str, after: u64) {
+        self.lie(Lie { about: operation, path: path.into(), after, times: 1 });
+    }
+
+    fn lie(&self, lie: Lie) {
+        self.state.lock().lies.push(lie);
     }
 
     pub fn tell_the_truth(&self) {

@@ -34,6 +34,8 @@ pub struct Odds {
     pub late_request: u32,
     /// Nothing gets through: the store is away.
     pub away: bool,
+    /// Each way takes so much longer, at most.
+    pub slow: Duration,
 }
 
 /// What goes wrong between the store and all its clients. Clones are the same.
@@ -117,7 +119,8 @@ impl MetaFaults {
     }
 
     fn way(&self) -> Duration {
-        Duration::from_micros(self.state.lock().1.random_range(50..3_000))
+        let (odds, random) = &mut *self.state.lock();
+        Duration::from_micros(random.random_range(50..3_000 + odds.slow.as_micros() as u64))
     }
 }
 

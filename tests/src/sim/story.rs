@@ -20,6 +20,7 @@ use client::Client;
 
 use super::{
     cluster::{SimCluster, runtime},
+    disk::{self, Fault},
     leftovers::Leftovers,
     linear::{self, Act, Operation, Value},
     meta::Odds,
@@ -30,7 +31,7 @@ const ZONES: [&str; 3] = ["a", "b", "c"];
 const CLIENTS: u64 = 4;
 const ACTS: usize = 14;
 const PATHS: [&str; 4] = ["a", "a/b", "c", "d"];
-const DISASTERS: usize = 7;
+const DISASTERS: usize = 9;
 /// A client waits no longer for one answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Everything must be whole again so long after everything was healed.
@@ -104,6 +105,11 @@ impl Stage {
         bytes[..8].copy_from_slice(&value.to_le_bytes());
         seen.values.insert(*blake3::hash(&bytes).as_bytes(), value);
         (value, bytes.into())
+    }
+
+    /// Which operation wrote a content; one that nobody wrote is a value that no operation explains.
+    fn value_of(&self, blake3: &[u8; 32]) -> Value {
+        self.seen.lock().values.get(blake3).copied().unwrap_or(Value::MAX)
     }
 
     fn record(&self, path: &'static str, called: Duration, answered: bool, act: Act) {
@@ -191,47 +197,86 @@ impl Story {
         let index = self.random.random_range(0..self.cluster.len());
         let name = self.cluster.name(index).to_owned();
         let lasts = Duration::from_millis(self.random.random_range(1..25_000));
-        match self.random.random_range(0..10) {
-            0..4 if self.cluster.is_running(index) => {
-                let power = self.random.random_bool(0.6);
-                self.stage
-                    .note(format_args!("{name} {}", if power { "loses its power" } else { "is killed" }));
-                match power {
-                    true => self.cluster.cut_power(index),
-                    false => self.cluster.kill(index),
-                }
-                if !self.lost_a_disk && self.random.random_bool(0.15) {
-                    self.stage.note(format_args!("{name} loses its disk"));
-                    self.cluster.lose_disk(index);
-                    self.lost_a_disk = true;
-                }
-                self.open_doors();
-            }
+        match self.random.random_range(0..14) {
+            0..4 if self.cluster.is_running(index) => self.death(index),
             0..5 if !self.cluster.is_running(index) => self.boot(index).await,
             5 => {
                 let other = self.cluster.name((index + 1) % self.cluster.len()).to_owned();
                 self.stage.note(format_args!("{name} and {other} do not hear each other"));
                 self.cluster.net.cut(&name, &other);
-                let (net, clock) = (self.cluster.net.clone(), self.stage.clock.clone());
-                tokio::spawn(async move {
-                    clock.sleep(lasts).await;
-                    net.heal();
-                });
+                let net = self.cluster.net.clone();
+                self.later(lasts, move || net.heal());
+            }
+            6..9 => self.failing_disk(index, lasts),
+            9 => {
+                let by = Duration::from_millis(self.random.random_range(10..3_000));
+                self.stage.note(format_args!("{name}'s disk is slow for {lasts:?}: {by:?}"));
+                let slow = self.cluster.slow_disk(index, by);
+                self.later(lasts, move || slow.heal());
             }
             kind => {
                 let odds = match kind {
-                    6 => Odds { away: true, ..Odds::default() },
-                    _ => Odds { lost_request: 60, lost_answer: 60, late_request: 40, away: false },
+                    10 => Odds { away: true, ..Odds::default() },
+                    11 => Odds { slow: Duration::from_secs(4), ..Odds::default() },
+                    _ => Odds { lost_request: 60, lost_answer: 60, late_request: 40, ..Odds::default() },
                 };
                 self.stage.note(format_args!("the store for {lasts:?}: {odds:?}"));
                 self.cluster.faults.set(odds);
-                let (faults, clock) = (self.cluster.faults.clone(), self.stage.clock.clone());
-                tokio::spawn(async move {
-                    clock.sleep(lasts).await;
-                    faults.set(Odds::default());
-                });
+                let faults = self.cluster.faults.clone();
+                self.later(lasts, move || faults.set(Odds::default()));
             }
         }
+    }
+
+    fn later(&self, pause: Duration, heal: impl FnOnce() + Send + 'static) {
+        let clock = self.stage.clock.clone();
+        tokio::spawn(async move {
+            clock.sleep(pause).await;
+            heal();
+        });
+    }
+
+    fn death(&mut self, index: usize) {
+        let name = self.cluster.name(index).to_owned();
+        let power = self.random.random_bool(0.6);
+        self.stage.note(format_args!("{name} {}", if power { "loses its power" } else { "is killed" }));
+        match power {
+            true => self.cluster.cut_power(index),
+            false => self.cluster.kill(index),
+        }
+        if !self.lost_a_disk && self.random.random_bool(0.15) {
+            self.stage.note(format_args!("{name} loses its disk"));
+            self.cluster.lose_disk(index);
+            self.lost_a_disk = true;
+        }
+        self.open_doors();
+    }
+
+    /// A disk's operations fail: those of one kind, once or for as long as it lasts, or all that change something.
+    fn failing_disk(&mut self, index: usize, lasts: Duration) {
+        use disk::Operation::{Allocate, Create, Read, Sync, SyncFolder, Write};
+        let changes = [Write, Allocate, Create];
+        let (operations, os_error) = match self.random.random_range(0..4) {
+            0 => (changes.to_vec(), libc::EROFS),
+            1 => (vec![*changes.choose(&mut self.random).expect("not empty")], libc::ENOSPC),
+            _ => {
+                let all = [Read, Write, Sync, SyncFolder, Allocate, Create];
+                (vec![*all.choose(&mut self.random).expect("not empty")], libc::EIO)
+            }
+        };
+        let once = os_error != libc::EROFS && self.random.random_bool(0.5);
+        let after = self.random.random_range(0..20);
+        let name = self.cluster.name(index);
+        self.stage.note(format_args!(
+            "{name}'s disk fails for {lasts:?}: {operations:?}, after {after}, {} error {os_error}",
+            if once { "one" } else { "each" },
+        ));
+        let disk = self.cluster.disk(index).clone();
+        for operation in operations {
+            let times = if once { 1 } else { u64::MAX };
+            disk.fail(Fault { operation, path: "/data".into(), after, times, os_error });
+        }
+        self.later(lasts, move || disk.heal());
     }
 
     async fn boot(&mut self, index: usize) {
@@ -248,6 +293,10 @@ impl Story {
         self.stage.note("everything is healed");
         self.cluster.net.heal();
         self.cluster.faults.set(Odds::default());
+        for index in 0..self.cluster.len() {
+            self.cluster.disk(index).heal();
+            self.cluster.slow_disk(index, Duration::ZERO);
+        }
         for _ in 0..20 {
             for index in 0..self.cluster.len() {
                 if !self.cluster.is_running(index) {
@@ -321,10 +370,7 @@ impl Story {
     async fn must_be_whole(&self, files: &SharedFiles, path: &'static str) -> Result<(), String> {
         let called = self.stage.clock.monotonic();
         let seen = match read(files, path).await {
-            Ok(bytes) => {
-                let digest = *blake3::hash(&bytes).as_bytes();
-                Some(self.stage.seen.lock().values.get(&digest).copied().unwrap_or(Value::MAX))
-            }
+            Ok(bytes) => Some(self.stage.value_of(blake3::hash(&bytes).as_bytes())),
             Err(FileError::FileNotFound { .. }) => None,
             Err(error) => return Err(format!("{path:?} cannot be read: {error}")),
         };

@@ -18,7 +18,7 @@ use super::{
     plan::{self, Held, Step},
 };
 use crate::{
-    chunks::{DamagedChunk, Purpose, Scope, SealedChunk, Tombstone},
+    chunks::{DamagedChunk, Purpose, PutError, Scope, SealedChunk, Tombstone},
     cluster::{ClusterState, NodeInfo},
     replication::{peers::PeerError, read::Reader, write::Writer},
 };
@@ -48,6 +48,16 @@ pub struct Settled {
     pub groups: BTreeSet<PgId>,
     /// Chunks fetched since the node started.
     pub repaired_chunks: u64,
+}
+
+/// What became of a chunk that this disk lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fetched {
+    Stored,
+    /// Nobody gave it, or not whole.
+    Absent,
+    /// This disk does not take it, nor anything else.
+    Refused,
 }
 
 /// This node's repair.
@@ -142,16 +152,16 @@ impl Repair {
 
     /// Makes a damaged chunk of this disk whole: by reading it again, or from all copies.
     async fn mend_one(&self, map: &ClusterMap, held: Held) -> bool {
-        self.writer.store.recheck(held.id).await || self.gather(map, held).await
+        self.writer.store.recheck(held.id).await || self.gather(map, held).await == Fetched::Stored
     }
 
-    /// Stores a chunk that is put together from all copies; `true` if that went well.
-    async fn gather(&self, map: &ClusterMap, held: Held) -> bool {
+    /// Stores a chunk that is put together from all copies.
+    async fn gather(&self, map: &ClusterMap, held: Held) -> Fetched {
         match self.reader.gather(map, held.id, held.copies, 0..u32::MAX).await {
             Ok((header, frames)) => self.store(SealedChunk { header: Arc::new(header), frames }).await,
             Err(error) => {
                 debug!(chunk = %held.id, %error, "could not put a chunk together");
-                false
+                Fetched::Absent
             }
         }
     }
@@ -180,7 +190,7 @@ impl Repair {
         busy
     }
 
-    /// The groups in which the peer agreed, and whether there was a difference.
+    /// The groups in which the peer agreed, and whether there was a difference about which this node can do something.
     async fn compare(
         &self,
         map: &ClusterMap,
@@ -188,7 +198,7 @@ impl Repair {
         groups: &[PgId],
     ) -> Result<(BTreeSet<PgId>, bool), PeerError> {
         let mut agreeing = BTreeSet::new();
-        let mut differences = false;
+        let (mut differences, mut refused) = (false, false);
         for groups in groups.chunks(GROUPS_A_REQUEST) {
             let scope = Scope::Whole { tombstones_since: self.writer.store.tombstones_since() };
             let theirs = inventories::digests(&self.writer, map, peer, groups, scope).await?;
@@ -197,14 +207,14 @@ impl Repair {
             agreeing.extend(groups.iter().copied().filter(|pg| !differing.contains(pg)));
             for pg in &differing {
                 differences = true;
-                self.fetch_group(map, peer, *pg).await?;
+                refused = refused || !self.fetch_group(map, peer, *pg).await?;
             }
         }
-        Ok((agreeing, differences))
+        Ok((agreeing, differences && !refused))
     }
 
-    /// Copies what this node lacks of one group from one member.
-    async fn fetch_group(&self, map: &ClusterMap, peer: &NodeInfo, pg: PgId) -> Result<(), PeerError> {
+    /// Copies what this node lacks of one group from one member; `false` if this disk does not take it.
+    async fn fetch_group(&self, map: &ClusterMap, peer: &NodeInfo, pg: PgId) -> Result<bool, PeerError> {
         let theirs = inventories::inventory(&self.writer, map, peer, pg, Scope::ALL).await?;
         let mine = inventories::own_inventory(&self.writer, map, pg, Scope::ALL);
         let since = self.writer.store.tombstones_since();
@@ -227,20 +237,22 @@ impl Repair {
             Step::Fetch(held) => Some(held),
             Step::Bury(_) => None,
         });
-        let fetched = stream::iter(fetches)
-            .map(|held| self.fetch(map, peer, held))
-            .buffer_unordered(FETCHES_AT_ONCE)
-            .filter(|fetched| std::future::ready(*fetched))
-            .count()
-            .await;
+        let mut results =
+            stream::iter(fetches).map(|held| self.fetch(map, peer, held)).buffer_unordered(FETCHES_AT_ONCE);
+        let (mut fetched, mut refused) = (0, false);
+        // What a disk does not take is not fetched for it again and again.
+        while !refused && let Some(result) = results.next().await {
+            fetched += u64::from(result == Fetched::Stored);
+            refused = result == Fetched::Refused;
+        }
         if fetched > 0 {
             info!(%pg, from = peer.name, chunks = fetched, "repaired");
-            self.board.lock().repaired_chunks += fetched as u64;
+            self.board.lock().repaired_chunks += fetched;
         }
-        Ok(())
+        Ok(!refused)
     }
 
-    async fn fetch(&self, map: &ClusterMap, peer: &NodeInfo, held: Held) -> bool {
+    async fn fetch(&self, map: &ClusterMap, peer: &NodeInfo, held: Held) -> Fetched {
         let result = self.writer.peers.get_chunk(peer, held.id, 0..u32::MAX, FETCH_LIMIT).await;
         let (header, frames) = match result {
             Ok(found) => found,
@@ -248,19 +260,24 @@ impl Repair {
             Err(error) if error.code == ErrorCode::DataCorrupt => return self.gather(map, held).await,
             Err(error) => {
                 debug!(chunk = %held.id, %error, "could not fetch a chunk");
-                return false;
+                return Fetched::Absent;
             }
         };
         self.store(SealedChunk { header: Arc::new(header), frames }).await
     }
 
-    async fn store(&self, chunk: SealedChunk) -> bool {
+    async fn store(&self, chunk: SealedChunk) -> Fetched {
         let id = chunk.header.id;
         match self.writer.store.put(chunk, Purpose::Repair).await {
-            Ok(_) => true,
+            Ok(_) => Fetched::Stored,
+            // The store has said so.
+            Err(error @ (PutError::Failed(_) | PutError::Full | PutError::Closed)) => {
+                debug!(chunk = %id, %error, "could not store a repaired chunk");
+                Fetched::Refused
+            }
             Err(error) => {
                 warn!(chunk = %id, %error, "could not store a repaired chunk");
-                false
+                Fetched::Absent
             }
         }
     }

@@ -8,7 +8,7 @@ use futures::{StreamExt, stream};
 use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
 
 use super::{ACTS, PATHS, Stage, ZONES, file_path, read, volume};
-use crate::sim::linear::{Act, Value};
+use crate::sim::linear::Act;
 
 /// Whether a refusal leaves open what has happened.
 fn is_open(error: &FileError) -> bool {
@@ -129,7 +129,7 @@ impl Client {
         let called = self.stage.clock.monotonic();
         let answer = self.stage.patiently(files.stat(&volume(), &file_path(path), None)).await;
         let seen = match &answer {
-            Some(Ok(stat)) => Some(self.stage.seen.lock().values.get(&stat.file.blake3).copied()),
+            Some(Ok(stat)) => Some(Some(self.stage.value_of(&stat.file.blake3))),
             Some(Err(FileError::FileNotFound { .. })) => Some(None),
             _ => None,
         };
@@ -143,11 +143,7 @@ impl Client {
         let called = self.stage.clock.monotonic();
         let answer = self.stage.patiently(read(files, path)).await;
         let seen = match &answer {
-            // Content that nobody wrote is a value that no operation explains.
-            Some(Ok(bytes)) => {
-                let digest = *blake3::hash(bytes).as_bytes();
-                Some(Some(self.stage.seen.lock().values.get(&digest).copied().unwrap_or(Value::MAX)))
-            }
+            Some(Ok(bytes)) => Some(Some(self.stage.value_of(blake3::hash(bytes).as_bytes()))),
             Some(Err(FileError::FileNotFound { .. })) => Some(None),
             _ => None,
         };
