@@ -7,6 +7,7 @@ pub mod env;
 pub mod leftovers;
 pub mod life;
 pub mod linear;
+pub mod memory;
 pub mod meta;
 pub mod network;
 pub mod plants;

@@ -7,14 +7,26 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use cairn_client::NodeState;
-use cairn_node::{api::ports::Cluster as _, meta::keys};
+use cairn_node::{
+    api::ports::Cluster as _,
+    files::{Condition, FilePath, UploadSpec},
+    meta::keys,
+};
 use cairn_tests::sim::{
-    cluster::{SimCluster, runtime},
+    cluster::{BUDGET_BYTES, SimCluster, runtime},
+    content::{CHUNK_BYTES, make_volume, volume},
+    memory::{Counting, Gauge},
+    meta::Odds,
     plants::Plant,
     story::{Failure, play, play_planted},
 };
+use futures::{StreamExt, stream};
 use parking_lot::Mutex;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 /// Seeds that are played if nothing else is said.
 const SEEDS: Range<u64> = 0..1_000;
@@ -118,6 +130,79 @@ fn a_commit_that_is_repeated_without_its_slot_is_found() {
 fn a_position_that_is_sealed_again_is_found() {
     let failure = first_found(Plant::GenerationsRepeat, SEEDS).expect("must be found");
     println!("seed {}: {}", failure.seed, failure.why);
+}
+
+fn upload_of(path: &str) -> UploadSpec {
+    UploadSpec {
+        volume: volume(),
+        path: FilePath::parse(path).unwrap(),
+        size_bytes: None,
+        blake3: None,
+        condition: Condition::Always,
+        content_type: String::new(),
+    }
+}
+
+/// Far more uploads than there is memory for, all at once, while no disk takes anything: what all nodes hold at most.
+fn memory_of_a_jam(plant: Plant) -> usize {
+    const UPLOADS: usize = 256;
+    runtime().block_on(async {
+        let cluster = SimCluster::start_planted(1, &["a", "b", "c"], plant).await;
+        make_volume(&cluster, 3).await;
+        cluster.clock.sleep(Duration::from_secs(10)).await;
+        (0..cluster.len()).for_each(|index| drop(cluster.slow_disk(index, Duration::from_secs(10_000))));
+        let piece = Bytes::from(vec![7; CHUNK_BYTES]);
+        let memory = Gauge::start();
+        let uploads: Vec<_> = (0..UPLOADS)
+            .map(|number| {
+                let spec = upload_of(&number.to_string());
+                let content = stream::iter(vec![Ok(piece.clone()); 64]).boxed();
+                let files = cluster.files(number % cluster.len()).unwrap();
+                tokio::spawn(async move { files.upload(spec, content).await })
+            })
+            .collect();
+        cluster.clock.sleep(Duration::from_secs(8)).await;
+        assert!(uploads.iter().all(|upload| !upload.is_finished()), "they wait");
+        memory.most() as usize
+    })
+}
+
+/// Content that a gateway has, sealed, and once more on its way to each of two others; and what members have taken.
+#[test]
+fn however_many_upload_at_once_memory_stays_within_the_budgets() {
+    let most = memory_of_a_jam(Plant::None);
+    println!("{} KiB at most", most >> 10);
+    assert!(most > BUDGET_BYTES, "the budgets are used: {most}");
+    assert!(most < 3 * 8 * BUDGET_BYTES, "three nodes hold {most} bytes");
+}
+
+#[test]
+fn uploads_without_budgets_are_found() {
+    let most = memory_of_a_jam(Plant::NoBudgets);
+    println!("{} KiB at most", most >> 10);
+    assert!(most > 2 * 3 * 8 * BUDGET_BYTES, "three nodes hold {most} bytes only");
+}
+
+/// A store that takes seconds for everything must not make commits wait for each other.
+#[test]
+fn two_hundred_and_fifty_six_commits_are_under_way_at_once() {
+    runtime().block_on(async {
+        let cluster = SimCluster::start(1, &["a", "b", "c"]).await;
+        make_volume(&cluster, 3).await;
+        cluster.faults.set(Odds { slow: Duration::from_secs(4), ..Odds::default() });
+        let begun = cluster.clock.monotonic();
+        let uploads = (0..512).map(|number| {
+            let files = cluster.files(0).unwrap();
+            let content = stream::iter([Ok(Bytes::from_static(b"small"))]).boxed();
+            tokio::spawn(async move { files.upload(upload_of(&number.to_string()), content).await })
+        });
+        for upload in uploads.collect::<Vec<_>>() {
+            upload.await.unwrap().expect("it is committed");
+        }
+        // A look at what is there, and two rounds of commits: each takes up to twice four seconds.
+        let took = cluster.clock.monotonic() - begun;
+        assert!(took < Duration::from_secs(30), "{took:?}");
+    });
 }
 
 /// A failure can be looked at again only if its seed tells the same story.

@@ -35,6 +35,8 @@ use super::{
 /// 2026-01-01, so that dates look like dates.
 const UNIX_START_MS: i64 = 1_767_225_600_000;
 const TOKENS: &str = "/tokens";
+/// Memory for content of a node as gateway, and as much of one as member.
+pub const BUDGET_BYTES: usize = 4 << 20;
 
 /// A runtime in which time jumps to the next sleeper when nothing can run.
 pub fn runtime() -> Runtime {
@@ -230,7 +232,10 @@ impl SimCluster {
             kek: self.kek.clone(),
             expected_nodes: nodes,
             timings: timings(),
-            budgets: Budgets { gateway_bytes: 4 << 20, member_bytes: 4 << 20 },
+            budgets: match self.plant {
+                Plant::NoBudgets => Budgets { gateway_bytes: 1 << 30, member_bytes: 1 << 30 },
+                _ => Budgets { gateway_bytes: BUDGET_BYTES, member_bytes: BUDGET_BYTES as u64 },
+            },
         };
         let serving = ServeOptions { grpc, http, tokens: TOKENS.into(), limits: api::Limits::default() };
         let meta = self.faults.of(self.store.clone(), &life);

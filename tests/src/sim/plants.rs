@@ -44,6 +44,8 @@ pub enum Plant {
     StartsNotCompared,
     /// Uploads take one of a few generations, so that positions are sealed again (R1).
     GenerationsRepeat,
+    /// Nothing limits the content that nodes hold in memory.
+    NoBudgets,
     /// No bug: the first transaction that writes a file's record happens, and its answer is lost; by the next one the store is
     /// full.
     FullAfterLostAnswer,
@@ -69,7 +71,7 @@ impl Plant {
     /// The store as the buggy code would use it.
     pub fn in_store(self, store: SharedMeta) -> SharedMeta {
         match self {
-            Self::None => store,
+            Self::None | Self::NoBudgets => store,
             plant => Arc::new(PlantedMeta { store, plant, commits: AtomicU32::new(0) }),
         }
     }

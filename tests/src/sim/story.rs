@@ -1,5 +1,5 @@
 //! One history of a simulated cluster: clients that put, create, get, list, move and delete a few files through whichever node
-//! they find, while nodes die, disks forget, networks fall silent and the store's messages get lost. At the end everything
+//! they find, while nodes die, disks forget, fail and are slow, networks fall silent and the store's messages get lost. At the end everything
 //! is healed, everything is read through every node, and what all clients were told must have an order.
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
@@ -23,6 +23,7 @@ use super::{
     disk::{self, Fault},
     leftovers::Leftovers,
     linear::{self, Act, Operation, Value},
+    memory::Gauge,
     meta::Odds,
     plants::Plant,
 };
@@ -37,6 +38,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Everything must be whole again so long after everything was healed.
 const HEALED_WITHIN: Duration = Duration::from_secs(1_800);
 const CHUNK_BYTES: u32 = 64 << 10;
+
+/// What a whole story may take, with what is on its disks. The first hundred take 3 to 9 MiB.
+const MEMORY_BYTES: i64 = 32 << 20;
 
 /// What went wrong, and what led to it.
 pub struct Failure {
@@ -59,11 +63,15 @@ pub fn play(seed: u64) -> Result<Vec<String>, Failure> {
 /// The same, with a bug.
 pub fn play_planted(seed: u64, plant: Plant) -> Result<Vec<String>, Failure> {
     let log = Arc::new(Mutex::new(Vec::new()));
+    let memory = Gauge::start();
     let runtime = runtime();
     let ended = runtime.block_on(async {
         let mut story = Story::begin(seed, plant, log.clone()).await;
         story.middle().await;
-        story.end().await
+        story.end().await?;
+        let most = memory.most();
+        story.stage.note(format_args!("{} MiB at most", most >> 20));
+        if most > MEMORY_BYTES { Err(format!("it took {most} bytes of memory")) } else { Ok(()) }
     });
     drop(runtime);
     let log = log.lock().clone();
