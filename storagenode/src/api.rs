@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::task::JoinSet;
+use tokio::{sync::Semaphore, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
@@ -129,6 +129,7 @@ pub fn start(shell: Shell, grpc: Arc<dyn Listener>, http: Arc<dyn Listener>, oth
         observer: Arc::new(Observer::new(interface, shell.metrics.clone(), shell.env.clock.clone())),
         metrics: shell.metrics.clone(),
         limits: shell.limits.connections.clone(),
+        places: Arc::new(Semaphore::new(shell.limits.connections.requests)),
         http1: interface == Interface::Http,
     };
     let mut servers = JoinSet::new();

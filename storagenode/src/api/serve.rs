@@ -10,20 +10,25 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body};
-use http::{Request, Response};
+use axum::{Router, body::Body, response::IntoResponse};
+use cairn_proto::v1::ErrorCode;
+use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
-use tokio::task::JoinSet;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
 use super::{
     drain,
     observe::{Observed, Observer, RefusalCode},
+    status::Refusal,
 };
 use crate::{
     env::{Accepted, Env, Listener, PeerIdentity},
@@ -37,13 +42,21 @@ pub struct ConnectionLimits {
     pub connections: usize,
     /// Requests on one connection at a time.
     pub streams_per_connection: u32,
+    /// Requests that may bring content, of all connections of others than nodes, at a time; more are refused unread. What has
+    /// come of each and was not taken yet (a stream's window, an unfinished message) is in no other budget.
+    pub requests: usize,
     /// A connection without a request is closed after this.
     pub idle: Duration,
 }
 
 impl Default for ConnectionLimits {
     fn default() -> Self {
-        Self { connections: 2_048, streams_per_connection: 128, idle: Duration::from_secs(300) }
+        Self {
+            connections: 2_048,
+            streams_per_connection: 128,
+            requests: 512,
+            idle: Duration::from_secs(300),
+        }
     }
 }
 
@@ -73,6 +86,8 @@ pub(super) struct Server {
     pub observer: Arc<Observer>,
     pub metrics: Arc<Metrics>,
     pub limits: ConnectionLimits,
+    /// For requests of others than nodes that may bring content.
+    pub places: Arc<Semaphore>,
     pub http1: bool,
 }
 
@@ -84,19 +99,23 @@ pub(super) struct Activity {
 }
 
 /// Counts one request while it lives.
-pub(super) struct ActiveRequest(Arc<Activity>);
+pub(super) struct ActiveRequest {
+    activity: Arc<Activity>,
+    /// Its place among those that may bring content.
+    _place: Option<OwnedSemaphorePermit>,
+}
 
 impl ActiveRequest {
-    fn begin(activity: &Arc<Activity>) -> Self {
+    fn begin(activity: &Arc<Activity>, place: Option<OwnedSemaphorePermit>) -> Self {
         activity.active.fetch_add(1, Ordering::Relaxed);
         activity.begun.fetch_add(1, Ordering::Relaxed);
-        Self(activity.clone())
+        Self { activity: activity.clone(), _place: place }
     }
 }
 
 impl Drop for ActiveRequest {
     fn drop(&mut self) {
-        self.0.active.fetch_sub(1, Ordering::Relaxed);
+        self.activity.active.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -155,6 +174,7 @@ impl Server {
             connection,
             observer: self.observer.clone(),
             activity: activity.clone(),
+            places: self.places.clone(),
         };
         let builder = self.builder();
         let serving = builder.serve_connection(TokioIo::new(accepted.stream), service);
@@ -244,6 +264,25 @@ struct RequestService {
     connection: Connection,
     observer: Arc<Observer>,
     activity: Arc<Activity>,
+    places: Arc<Semaphore>,
+}
+
+/// Whether a request is one of those that are counted. What asks whether the node is well is always answered.
+fn may_bring_content(interface: Interface, request: &http::request::Parts) -> bool {
+    match interface {
+        Interface::Grpc => !request.uri.path().starts_with("/grpc.health."),
+        Interface::Http => !matches!(request.method, Method::GET | Method::HEAD | Method::OPTIONS),
+    }
+}
+
+/// The answer to a request for which there is no place.
+fn crowded(interface: Interface) -> Response<Body> {
+    let cause = "this node has as many requests under way as it takes at a time";
+    let refusal = Refusal::new(ErrorCode::Overloaded, cause);
+    match interface {
+        Interface::Grpc => tonic::Status::from(refusal).into_http(),
+        Interface::Http => refusal.into_response(),
+    }
 }
 
 impl hyper::service::Service<Request<Incoming>> for RequestService {
@@ -259,11 +298,16 @@ impl hyper::service::Service<Request<Incoming>> for RequestService {
             Interface::Http => drain::hold(body, &parts.headers, &self.env),
         };
         parts.extensions.insert(self.connection.clone());
+        let interface = self.observer.interface();
+        let counted = !matches!(self.connection.peer, PeerIdentity::Node { .. })
+            && may_bring_content(interface, &parts);
+        let place = if counted { self.places.clone().try_acquire_owned().ok() } else { None };
+        let refused = counted && place.is_none();
         let request = Request::from_parts(parts, body);
-        let watch = self.observer.begin(&request, ActiveRequest::begin(&self.activity));
+        let watch = self.observer.begin(&request, ActiveRequest::begin(&self.activity, place));
         let mut router = self.router.clone();
         Box::pin(async move {
-            let response = router.call(request).await?;
+            let response = if refused { crowded(interface) } else { router.call(request).await? };
             if let Some(rest) = rest {
                 let refusal = response.extensions().get::<RefusalCode>().map(|code| code.0);
                 rest.drain(refusal).await;

@@ -364,6 +364,40 @@ async fn deadlines_hold_and_leaving_ends_the_work() {
     panic!("the upload goes on without its caller");
 }
 
+/// What has come of an upload that nobody reads yet takes memory that no budget counts.
+#[tokio::test]
+async fn requests_for_which_there_is_no_place_are_refused_unread() {
+    let (rig, mut late) = rig_with_volume().await;
+    let places = crate::api::ConnectionLimits::default().requests;
+    let mut uploads = Vec::new();
+    // More than enough of them, on as many connections as that takes.
+    for _ in 0..=places / 100 {
+        let clients = clients(&rig, client_certificate()).await;
+        uploads.extend((0..100).map(|number| {
+            let messages =
+                futures::stream::iter([header(&number.to_string())]).chain(futures::stream::pending());
+            let mut files = clients.files.clone();
+            tokio::spawn(async move { files.upload(messages).await })
+        }));
+    }
+    let begun = std::time::Instant::now();
+    while uploads.iter().filter(|upload| upload.is_finished()).count() < uploads.len() - places {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{} under way", rig.metrics.open_streams.get());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(refused(upload(&mut late, vec![header("p"), data("x")]).await), ErrorCode::Overloaded);
+    assert_eq!(rig.metrics.open_streams.get() as usize, places);
+    let mut health =
+        tonic_health::pb::health_client::HealthClient::new(channel(&rig, client_certificate()).await);
+    health.check(tonic_health::pb::HealthCheckRequest::default()).await.expect("it is well");
+    uploads.iter().for_each(|upload| upload.abort());
+    let begun = std::time::Instant::now();
+    while let Err(error) = upload(&mut late, vec![header("p"), data("x")]).await {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{error:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// A call that is dropped in the middle of its content reaches the server as a reset stream.
 #[tokio::test]
 async fn an_upload_that_is_given_up_stores_nothing() {

@@ -207,14 +207,21 @@ impl Repair {
             agreeing.extend(groups.iter().copied().filter(|pg| !differing.contains(pg)));
             for pg in &differing {
                 differences = true;
-                refused = refused || !self.fetch_group(map, peer, *pg).await?;
+                refused |= self.fetch_group(map, peer, *pg, refused).await?;
             }
         }
         Ok((agreeing, differences && !refused))
     }
 
-    /// Copies what this node lacks of one group from one member; `false` if this disk does not take it.
-    async fn fetch_group(&self, map: &ClusterMap, peer: &NodeInfo, pg: PgId) -> Result<bool, PeerError> {
+    /// Copies what this node lacks of one group from one member; only deletions, if this disk has `refused` chunks. Whether it
+    /// does.
+    async fn fetch_group(
+        &self,
+        map: &ClusterMap,
+        peer: &NodeInfo,
+        pg: PgId,
+        mut refused: bool,
+    ) -> Result<bool, PeerError> {
         let theirs = inventories::inventory(&self.writer, map, peer, pg, Scope::ALL).await?;
         let mine = inventories::own_inventory(&self.writer, map, pg, Scope::ALL);
         let since = self.writer.store.tombstones_since();
@@ -231,7 +238,7 @@ impl Repair {
             && self.writer.view.current().may_delete()
             && let Err(error) = self.writer.store.bury(buried).await
         {
-            warn!(%pg, %error, "could not record deletions");
+            debug!(%pg, %error, "could not record deletions");
         }
         let fetches = steps.into_iter().filter_map(|step| match step {
             Step::Fetch(held) => Some(held),
@@ -239,7 +246,7 @@ impl Repair {
         });
         let mut results =
             stream::iter(fetches).map(|held| self.fetch(map, peer, held)).buffer_unordered(FETCHES_AT_ONCE);
-        let (mut fetched, mut refused) = (0, false);
+        let mut fetched = 0;
         // What a disk does not take is not fetched for it again and again.
         while !refused && let Some(result) = results.next().await {
             fetched += u64::from(result == Fetched::Stored);
@@ -249,7 +256,7 @@ impl Repair {
             info!(%pg, from = peer.name, chunks = fetched, "repaired");
             self.board.lock().repaired_chunks += fetched;
         }
-        Ok(!refused)
+        Ok(refused)
     }
 
     async fn fetch(&self, map: &ClusterMap, peer: &NodeInfo, held: Held) -> Fetched {
