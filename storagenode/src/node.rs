@@ -18,7 +18,7 @@ use crate::{
     api::peer::{Me, OwnState, PeerService},
     chunks::{ChunkStore, Identity, Kek, OpenError, StoreOptions, UnwrapError},
     cluster::{
-        View,
+        ClusterState, View,
         coordinate::{Coordinator, CoordinatorOptions, Housekeeping, Term},
         keyring, position,
         register::{self, RegisterError, Registration},
@@ -383,7 +383,13 @@ async fn take_part(
         capacity_bytes: store.usage().capacity_bytes,
         lease_ttl: options.timings.lease,
     };
-    let id = register_patiently(env, meta, &registration).await?;
+    let (id, revision) = register_patiently(env, meta, &registration).await?;
+    // What was known of this node before is void: it must not answer for the cluster by that.
+    let is_seen = |state: &ClusterState| state.nodes.get(&id).is_some_and(|me| me.registered >= revision);
+    let seen = view.wait_for(|state| is_seen(state).then_some(()));
+    if env.timeout(options.timings.join, seen).await.is_none() {
+        return Err(MetaError::Unavailable(STATE_UNREAD.into()).into());
+    }
     Ok(Joined { record_id: record.id, store, identity, registration, id, view })
 }
 
@@ -392,7 +398,7 @@ async fn register_patiently(
     env: &Env,
     meta: &SharedMeta,
     registration: &Registration,
-) -> Result<NodeId, RegisterError> {
+) -> Result<(NodeId, u64), RegisterError> {
     let deadline = env.clock.monotonic() + registration.lease_ttl * 2;
     loop {
         match register::register(meta, registration).await {

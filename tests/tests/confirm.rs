@@ -15,7 +15,7 @@ use cairn_node::{
     workers::truth::plan::chunks_of,
 };
 use cairn_placement::{ChunkId, ClusterMap, NodeId, PgId};
-use cairn_proto::v1::StatusResponse;
+use cairn_proto::v1::{Readable, StatusResponse};
 use cairn_tests::sim::{
     cluster::{SimCluster, runtime},
     content::{CHUNK_BYTES, content, make_volume, rot_frames, volume},
@@ -316,5 +316,23 @@ fn what_a_holder_has_missed_never_counts_as_settled() {
             }
         }
         assert!(looks > 0, "nothing was ever missing");
+    });
+}
+
+/// What it knew of itself before is void: it may have lost anything meanwhile.
+#[test]
+fn a_node_that_starts_says_nothing_by_what_was_compared_before() {
+    runtime().block_on(async {
+        let mut cluster = start(1, &["a", "b", "c"], 3, Plant::StartsComeLate).await;
+        let readable = async |cluster: &SimCluster| {
+            let node = cluster.node(1).unwrap().node();
+            node.cluster.status().await.expect("it answers").readable()
+        };
+        while readable(&cluster).await != Readable::All {
+            cluster.clock.sleep(Duration::from_millis(500)).await;
+        }
+        cluster.kill(1);
+        cluster.boot(1).await.unwrap();
+        assert_eq!(readable(&cluster).await, Readable::BeingChecked);
     });
 }

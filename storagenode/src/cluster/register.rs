@@ -175,8 +175,9 @@ pub async fn check_disk(
     }
 }
 
-/// Registers the node and its disk, and gives its number. Does not make it live: see [`keep_alive`].
-pub async fn register(meta: &SharedMeta, me: &Registration) -> Result<NodeId, RegisterError> {
+/// Registers the node and its disk; gives its number, and the revision at which that happened. Does not make it live: see
+/// [`keep_alive`].
+pub async fn register(meta: &SharedMeta, me: &Registration) -> Result<(NodeId, u64), RegisterError> {
     let key = keys::node::key(&me.name);
     for _ in 0..ATTEMPTS {
         let reads =
@@ -205,9 +206,10 @@ pub async fn register(meta: &SharedMeta, me: &Registration) -> Result<NodeId, Re
         txn.then.push(Op::put(key.clone(), keys::to_json(&record)));
         txn.then.push(Op::put(keys::starts_key(), me.name.clone()));
         txn.then.push(Op::delete(keys::refused::key(&me.name)));
-        if meta.txn(txn).await?.succeeded {
+        let done = meta.txn(txn).await?;
+        if done.succeeded {
             info!(node = me.name, id = record.id, boot = me.boot, "registered");
-            return Ok(NodeId(record.id));
+            return Ok((NodeId(record.id), done.revision));
         }
     }
     Err(RegisterError::Contention)
