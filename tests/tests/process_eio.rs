@@ -85,6 +85,17 @@ async fn on_an_image(etcd: &EtcdCluster, folder: &Scratch) -> (CairnCluster, Pat
     (cluster, image)
 }
 
+/// The first node's own copies are whole again: nobody else is there.
+async fn has_everything(mut cluster: CairnCluster) {
+    cluster.stop(1);
+    cluster.stop(2);
+    let alone = cluster.client_of(&[0]);
+    for n in 0..FILES {
+        let bytes = until("each file is read from this disk alone", async || read(&alone, n).await).await;
+        assert!(bytes == file(n), "f{n}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn blocks_that_cannot_be_read_cost_nothing_but_time() {
     let needs = [Need::Etcd, Need::Root, Need::System("mkfs.ext4"), Need::System("unshare")];
@@ -115,14 +126,7 @@ async fn blocks_that_cannot_be_read_cost_nothing_but_time() {
     cluster.restart(0);
     cluster.wait_settled().await;
     all_are_read(&cluster).await.unwrap();
-    // Its own copies are whole again: nobody else is there.
-    cluster.stop(1);
-    cluster.stop(2);
-    let alone = cluster.client_of(&[0]);
-    for n in 0..FILES {
-        let bytes = until("each file is read from this disk alone", async || read(&alone, n).await).await;
-        assert!(bytes == file(n), "f{n}");
-    }
+    has_everything(cluster).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -160,11 +164,5 @@ async fn a_disk_that_has_gone_read_only_costs_no_request_and_is_named() {
 
     cluster.restart(0);
     cluster.wait_settled().await;
-    cluster.stop(1);
-    cluster.stop(2);
-    let alone = cluster.client_of(&[0]);
-    for n in 0..FILES {
-        let bytes = until("each file is read from this disk alone", async || read(&alone, n).await).await;
-        assert!(bytes == file(n), "f{n}");
-    }
+    has_everything(cluster).await;
 }

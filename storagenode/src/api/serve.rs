@@ -42,7 +42,7 @@ pub struct ConnectionLimits {
     pub connections: usize,
     /// Requests on one connection at a time.
     pub streams_per_connection: u32,
-    /// Requests that may bring content, of all connections of others than nodes, at a time; more are refused unread. What has
+    /// Requests that may bring content, of all connections of clients, at a time; more are refused unread. What has
     /// come of each and was not taken yet (a stream's window, an unfinished message) is in no other budget.
     pub requests: usize,
     /// A connection without a request is closed after this.
@@ -86,7 +86,7 @@ pub(super) struct Server {
     pub observer: Arc<Observer>,
     pub metrics: Arc<Metrics>,
     pub limits: ConnectionLimits,
-    /// For requests of others than nodes that may bring content.
+    /// For requests of clients that may bring content.
     pub places: Arc<Semaphore>,
     pub http1: bool,
 }
@@ -267,8 +267,12 @@ struct RequestService {
     places: Arc<Semaphore>,
 }
 
-/// Whether a request is one of those that are counted. What asks whether the node is well is always answered.
-fn may_bring_content(interface: Interface, request: &http::request::Parts) -> bool {
+/// Whether a request is one of those that are counted. What asks whether the node is well is always answered, and so are nodes
+/// and the operator, of whom there are few: a crowd of clients must not look like a cluster that is away.
+fn may_bring_content(interface: Interface, request: &http::request::Parts, peer: &PeerIdentity) -> bool {
+    if matches!(peer, PeerIdentity::Node { .. } | PeerIdentity::Operator { .. }) {
+        return false;
+    }
     match interface {
         Interface::Grpc => !request.uri.path().starts_with("/grpc.health."),
         Interface::Http => !matches!(request.method, Method::GET | Method::HEAD | Method::OPTIONS),
@@ -299,8 +303,7 @@ impl hyper::service::Service<Request<Incoming>> for RequestService {
         };
         parts.extensions.insert(self.connection.clone());
         let interface = self.observer.interface();
-        let counted = !matches!(self.connection.peer, PeerIdentity::Node { .. })
-            && may_bring_content(interface, &parts);
+        let counted = may_bring_content(interface, &parts, &self.connection.peer);
         let place = if counted { self.places.clone().try_acquire_owned().ok() } else { None };
         let refused = counted && place.is_none();
         let request = Request::from_parts(parts, body);

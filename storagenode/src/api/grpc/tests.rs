@@ -390,6 +390,11 @@ async fn requests_for_which_there_is_no_place_are_refused_unread() {
     let mut health =
         tonic_health::pb::health_client::HealthClient::new(channel(&rig, client_certificate()).await);
     health.check(tonic_health::pb::HealthCheckRequest::default()).await.expect("it is well");
+    for peer in [PeerIdentity::Operator { name: "o".into() }, PeerIdentity::Node { name: "n1".into() }] {
+        let answer = clients(&rig, peer.clone()).await.admin.status(v1::StatusRequest {}).await;
+        let code = answer.err().and_then(|status| code_of(&status));
+        assert_ne!(code, Some(ErrorCode::Overloaded), "{peer:?}");
+    }
     uploads.iter().for_each(|upload| upload.abort());
     let begun = std::time::Instant::now();
     while let Err(error) = upload(&mut late, vec![header("p"), data("x")]).await {
