@@ -8,7 +8,9 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use cairn_placement::{Generation, NodeId, PgId, VolumeId};
 use futures::stream::BoxStream;
+use tokio_util::sync::CancellationToken;
 
+mod budget;
 mod claim;
 mod commit;
 mod confirm;
@@ -19,7 +21,9 @@ mod moves;
 mod namespace;
 mod page;
 pub mod path;
+mod pieces;
 mod pins;
+mod readahead;
 mod recent;
 mod upload;
 mod volumes;
@@ -121,6 +125,8 @@ pub struct Download {
     pub offset: u64,
     pub length: u64,
     pub content: ContentOut,
+    /// Set when it is slow and others need the memory that it holds. Its content fails then, and should be dropped.
+    pub ended: CancellationToken,
 }
 
 /// One page of a listing.
@@ -215,8 +221,8 @@ pub enum FileError {
     DigestMismatch { declared: String, actual: String },
     #[error("the upload broke off: {0}")]
     UploadIncomplete(String),
-    #[error("{reached} of {needed} nodes needed for a write could be reached")]
-    NotEnoughNodes { reached: usize, needed: usize },
+    #[error("{reached} of {needed} nodes needed took it: {cause}")]
+    NotEnoughNodes { reached: usize, needed: usize, cause: String },
     #[error("the metadata store cannot be reached: {0}")]
     MetadataUnavailable(String),
     #[error("whether the file was stored could not be found out: {0}")]
@@ -237,6 +243,13 @@ pub enum FileError {
     DeadlineExceeded,
     #[error("internal error: {0}")]
     Internal(String),
+}
+
+impl FileError {
+    /// What ends a stream whose memory others need.
+    pub fn crowded_out() -> Self {
+        Self::Overloaded("this node's memory for transfers is in use, and this one was the slowest".into())
+    }
 }
 
 /// The gateway's operations.

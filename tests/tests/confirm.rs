@@ -190,7 +190,7 @@ fn a_start_that_comes_before_a_commit_is_never_overlooked() {
     for seed in 0..15 {
         let ended = runtime().block_on(an_unnoticed_start(seed, Plant::StartsComeLate));
         let error = ended.expect_err("one copy is not enough");
-        assert!(matches!(error, FileError::NotEnoughNodes { reached: 1, needed: 2 }), "{seed}: {error}");
+        assert!(matches!(error, FileError::NotEnoughNodes { reached: 1, needed: 2, .. }), "{seed}: {error}");
     }
 }
 

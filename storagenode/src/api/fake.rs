@@ -281,7 +281,7 @@ impl Files for FakeFiles {
             None => stream::iter([Ok(wanted)]).boxed(),
             Some(error) => stream::iter([Ok(wanted.slice(..1)), Err(error)]).boxed(),
         };
-        Ok(Download { file, stale, offset, length: end - offset, content })
+        Ok(Download { file, stale, offset, length: end - offset, content, ended: Default::default() })
     }
 
     async fn stat(
@@ -431,7 +431,7 @@ pub(super) fn every_error() -> Vec<FileError> {
         FileError::SizeMismatch { declared: 1, received: 2 },
         FileError::DigestMismatch { declared: text(), actual: text() },
         FileError::UploadIncomplete(text()),
-        FileError::NotEnoughNodes { reached: 1, needed: 2 },
+        FileError::NotEnoughNodes { reached: 1, needed: 2, cause: text() },
         FileError::MetadataUnavailable(text()),
         FileError::CommitUnknown(text()),
         FileError::Conflict(text()),

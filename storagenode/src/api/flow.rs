@@ -9,6 +9,7 @@ use futures::{
     stream::{self, BoxStream},
 };
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     env::Env,
@@ -163,6 +164,8 @@ pub struct Outgoing {
     pub stall: Duration,
     /// Everything must be out after this.
     pub deadline: Option<Duration>,
+    /// Set when others need the memory of this content.
+    pub ended: CancellationToken,
 }
 
 enum Message {
@@ -205,6 +208,7 @@ impl Outgoing {
             biased;
             () = sender.closed() => return,
             outcome = self.pump_all(content, length, &sender) => outcome,
+            () = self.ended.cancelled() => Err(FileError::crowded_out()),
             () = deadline => Err(FileError::DeadlineExceeded),
         };
         let last = match outcome {
@@ -258,7 +262,8 @@ mod tests {
 
     fn outgoing(deadline: Option<Duration>) -> (Outgoing, Arc<Metrics>) {
         let metrics = Arc::new(Metrics::default());
-        (Outgoing { env: quick_env(), metrics: metrics.clone(), stall: STALL, deadline }, metrics)
+        let ended = CancellationToken::new();
+        (Outgoing { env: quick_env(), metrics: metrics.clone(), stall: STALL, deadline, ended }, metrics)
     }
 
     fn content(parts: Vec<Result<Bytes, FileError>>) -> ContentOut {

@@ -116,7 +116,7 @@ catalogue! {
     UploadIncomplete => Aborted 400, "Upload broke off",
         "nothing was stored; send the whole content again";
     NotEnoughNodes => Unavailable 503 retry 5, "Too few nodes",
-        "nothing was changed; bring nodes back (see the cluster's status), or try again later";
+        "nothing was changed; see to the nodes that are named (`cairn status` shows all of them), or try again later";
     MetadataUnavailable => Unavailable 503 retry 2, "Metadata store away",
         "check that the metadata store runs and can be reached from the nodes; try again later";
     CommitUnknown => Unknown 500, "Outcome unknown",

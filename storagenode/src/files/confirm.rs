@@ -222,7 +222,7 @@ impl Upload<'_> {
         let mut errors = Vec::new();
         if quorum.verdict() == Verdict::Pending {
             let _turn = supplying.acquire().await.expect("it is never closed");
-            let _permit = self.gateway.reserve(self.volume.record.chunk_size_bytes as usize).await?;
+            let _room = self.gateway.budget.take(self.volume.record.chunk_size_bytes as usize).await?;
             let earlier = doubted.get(&pg).into_iter().flatten();
             let sources: BTreeSet<_> = earlier.chain(holders).copied().collect();
             let sources: Vec<_> = sources.into_iter().collect();
@@ -269,7 +269,9 @@ impl Upload<'_> {
             warn!(chunk = %id, %error, "what an upload had written cannot be read for those who lack it");
             match error {
                 FetchError::Unavailable => {
-                    FileError::NotEnoughNodes { reached, needed: min_write(usize::from(self.basis.copies)) }
+                    let needed = min_write(usize::from(self.basis.copies));
+                    let cause = "others that have it cannot be reached".into();
+                    FileError::NotEnoughNodes { reached, needed, cause }
                 }
                 FetchError::Corrupt | FetchError::Missing => {
                     FileError::UploadIncomplete("a disk has lost what had been written".into())

@@ -1,31 +1,30 @@
-//! Downloads: read the record, then the frames that the range needs, a bounded number of pieces ahead.
+//! Downloads: read the record, then the frames that the range needs, a few pieces ahead of a fast reader.
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use cairn_placement::{ChunkId, ClusterMap, VolumeId};
+use cairn_placement::{ClusterMap, VolumeId};
 use futures::{StreamExt, stream};
 
 use super::{
     Download, FileError, FilePath, RangeSpec, ReadSpec, VolumeName,
     damage::Spot,
     gateway::{Gateway, OpenVolume, file_info},
+    pieces::{Piece, Pieces, bytes_of},
+    readahead::ReadAhead,
     recent::Said,
     upload::not_found,
 };
 use crate::{
     chunks::{self, ChunkHeader, FRAME_BYTES, GenerationKey},
+    env::BoxFuture,
     meta::{
         KeyValue, Op, Txn,
         keys::{self, file::FileRecord},
     },
-    replication::{read::FetchError, wire::MESSAGE_BYTES},
+    replication::read::FetchError,
 };
 
-/// Frames of one piece: what one request to a holder asks for.
-const PIECE_FRAMES: u32 = 16;
-/// Pieces of one download that are fetched at the same time.
-const PIECES_AHEAD: usize = 4;
 /// Times that a record is read again because its volume had changed.
 const FIND_ATTEMPTS: usize = 8;
 
@@ -42,17 +41,6 @@ impl Found {
         let record = FileRecord::decode(&entry)?;
         Ok(Self { volume, record, entry })
     }
-}
-
-/// Part of one chunk that a download wants.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Piece {
-    id: ChunkId,
-    /// Content bytes of the whole chunk.
-    plain_length: u32,
-    frames: Range<u32>,
-    /// Bytes wanted, counted from the first byte of the first frame.
-    wanted: Range<usize>,
 }
 
 /// What a download's pieces have in common.
@@ -130,7 +118,7 @@ impl Gateway {
         spec: ReadSpec,
     ) -> Result<Download, FileError> {
         let found = self.find_known(volume, path, spec.max_stale).await?;
-        let reading = self.pins.begin(&found.record);
+        let pinned = self.pins.begin(&found.record);
         let file = file_info(volume, path, &found.record);
         if spec.if_match.is_some_and(|wanted| wanted != file.generation) {
             let message = format!("{path:?} has the etag {} now", file.generation);
@@ -138,9 +126,6 @@ impl Gateway {
         }
         let bytes = resolve(spec.range, file.size_bytes).map_err(|error| found.refused(error))?;
         let (_, map) = self.placed()?;
-        let permit = self
-            .reserve((bytes.end - bytes.start).min((PIECES_AHEAD * MESSAGE_BYTES) as u64) as usize)
-            .await?;
         let length = bytes.end - bytes.start;
         let sources = found.record.extents.iter().map(|extent| {
             Arc::new(Source {
@@ -156,27 +141,20 @@ impl Gateway {
         });
         let sources: Vec<_> = sources.collect();
         self.read_damage_again(&found.record, &bytes, &sources).await?;
-        let pieces = pieces(&found.record, bytes.clone());
-        let content = stream::iter(pieces)
-            .map(move |(extent, piece)| {
-                let source = sources[extent].clone();
-                async move { source.fetch(piece).await }
-            })
-            .buffered(PIECES_AHEAD)
-            .flat_map(move |result| {
-                let _held = (&permit, &reading);
-                stream::iter(match result {
-                    Ok(frames) => frames.into_iter().map(Ok).collect(),
-                    Err(error) => vec![Err(error)],
-                })
-            });
-        let mut content = content.boxed();
+        let fetch = move |piece: Piece| {
+            let source = sources[piece.extent].clone();
+            Box::pin(async move { source.fetch(piece).await }) as BoxFuture<'static, _>
+        };
+        let pieces = Pieces::new(&found.record, bytes.clone());
+        let reading = ReadAhead::begin(&self.budget, pieces, fetch, pinned).await?;
+        let ended = reading.ended();
+        let mut content = reading.content();
         // What cannot be read is refused as long as it can be, not broken off in the middle.
         let content = match content.next().await.transpose()? {
             Some(first) => stream::once(std::future::ready(Ok(first))).chain(content).boxed(),
             None => content,
         };
-        Ok(Download { file, stale: found.stale, offset: bytes.start, length, content })
+        Ok(Download { file, stale: found.stale, offset: bytes.start, length, content, ended })
     }
 }
 
@@ -194,8 +172,9 @@ impl Gateway {
                 let within = bytes_of(&spot, extent.length_bytes, record.chunk_size_bytes);
                 let known = start + within.start..start + within.end;
                 let wanted = known.start.max(bytes.start)..known.end.min(bytes.end);
-                for (extent, piece) in pieces(record, wanted.clone()) {
-                    sources[extent].fetch(piece).await?;
+                for piece in Pieces::new(record, wanted.clone()) {
+                    let _room = self.budget.take(piece.frames.len() * FRAME_BYTES).await?;
+                    sources[piece.extent].fetch(piece).await?;
                 }
                 if wanted == known {
                     self.damage.forget(&spot);
@@ -307,123 +286,9 @@ fn resolve(range: RangeSpec, size_bytes: u64) -> Result<Range<u64>, FileError> {
     }
 }
 
-/// The bytes of a spot, in an extent of this length.
-fn bytes_of(spot: &Spot, length_bytes: u64, chunk_size_bytes: u32) -> Range<u64> {
-    let chunk_start = u64::from(spot.id.index) * u64::from(chunk_size_bytes);
-    let chunk_end = (chunk_start + u64::from(chunk_size_bytes)).min(length_bytes);
-    let at = |frame: u32| (chunk_start + u64::from(frame) * FRAME_BYTES as u64).min(chunk_end);
-    at(spot.frames.start)..at(spot.frames.end)
-}
-
-/// The pieces, in order, that cover `bytes` of a file; each with the number of its extent. Made one by one: a large file
-/// has many.
-fn pieces(record: &FileRecord, bytes: Range<u64>) -> impl Iterator<Item = (usize, Piece)> + Send + use<> {
-    let chunk_bytes = u64::from(record.chunk_size_bytes);
-    let extents: Vec<_> = record.extents.clone();
-    let mut starts = Vec::with_capacity(extents.len());
-    let mut total = 0;
-    for extent in &extents {
-        starts.push(total);
-        total += extent.length_bytes;
-    }
-    let piece_bytes = u64::from(PIECE_FRAMES) * FRAME_BYTES as u64;
-    let mut position = bytes.start;
-    std::iter::from_fn(move || {
-        if position >= bytes.end {
-            return None;
-        }
-        let number = starts.partition_point(|start| *start <= position) - 1;
-        // Extents of no length share their start with the next; the last of them is the one with content.
-        let extent = &extents[number];
-        let within = position - starts[number];
-        let index = within / chunk_bytes;
-        let chunk_start = index * chunk_bytes;
-        let plain_length = (extent.length_bytes - chunk_start).min(chunk_bytes);
-        let offset = within - chunk_start;
-        let frame_start = offset / FRAME_BYTES as u64 * FRAME_BYTES as u64;
-        let chunk_end = starts[number] + chunk_start + plain_length;
-        let end = bytes.end.min(chunk_end).min(position - offset + frame_start + piece_bytes);
-        let last = offset + (end - position);
-        let piece = Piece {
-            id: ChunkId { generation: extent.generation, index: index as u32 },
-            plain_length: plain_length as u32,
-            frames: (frame_start / FRAME_BYTES as u64) as u32..last.div_ceil(FRAME_BYTES as u64) as u32,
-            wanted: (offset - frame_start) as usize..(last - frame_start) as usize,
-        };
-        position = end;
-        Some((number, piece))
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use cairn_placement::Generation;
-    use proptest::prelude::*;
-
     use super::*;
-    use crate::meta::keys::file::Extent;
-
-    fn record(lengths: &[u64], chunk_size_bytes: u32) -> FileRecord {
-        let extent = |(n, length_bytes): (usize, &u64)| Extent {
-            generation: Generation([n as u8; 16]),
-            length_bytes: *length_bytes,
-        };
-        FileRecord {
-            chunk_size_bytes,
-            copies: 3,
-            blake3: [0; 32],
-            modified_unix_ms: 0,
-            content_type: String::new(),
-            extents: lengths.iter().enumerate().map(extent).collect(),
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn pieces_cover_exactly_the_range(
-            lengths in prop::collection::vec(0u64..5_000_000, 1..4), units in 1u32..70, from: u64, count: u64,
-        ) {
-            let record = record(&lengths, units * FRAME_BYTES as u32);
-            let size = record.size_bytes();
-            prop_assume!(size > 0);
-            let from = from % size;
-            let to = from + 1 + count % (size - from);
-            let mut at = from;
-            for (extent, piece) in pieces(&record, from..to) {
-                let start: u64 = lengths[..extent].iter().sum();
-                let chunk_start = start + u64::from(piece.id.index) * u64::from(record.chunk_size_bytes);
-                let first = chunk_start + u64::from(piece.frames.start) * FRAME_BYTES as u64;
-                prop_assert_eq!(first + piece.wanted.start as u64, at);
-                prop_assert!(piece.wanted.start < FRAME_BYTES);
-                prop_assert!(piece.frames.len() <= PIECE_FRAMES as usize && !piece.frames.is_empty());
-                prop_assert!(u64::from(piece.frames.end - 1) * (FRAME_BYTES as u64) < u64::from(piece.plain_length));
-                prop_assert_eq!(piece.id.generation, record.extents[extent].generation);
-                at += piece.wanted.len() as u64;
-            }
-            prop_assert_eq!(at, to);
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn the_bytes_of_a_spot_are_those_of_its_piece(
-            length in 1u64..9_000_000, units in 1u32..70, from: u64, count: u64,
-        ) {
-            let record = record(&[length], units * FRAME_BYTES as u32);
-            let from = from % length;
-            let to = from + 1 + count % (length - from);
-            let mut at = from;
-            for (_, piece) in pieces(&record, from..to) {
-                let spot = Spot { id: piece.id, frames: piece.frames.clone() };
-                let bytes = bytes_of(&spot, length, record.chunk_size_bytes);
-                prop_assert_eq!(bytes.start + piece.wanted.start as u64, at);
-                at += piece.wanted.len() as u64;
-                prop_assert!(at <= bytes.end && bytes.end <= length);
-                let again: Vec<_> = pieces(&record, bytes).map(|(_, piece)| (piece.id, piece.frames)).collect();
-                prop_assert_eq!(again, [(spot.id, spot.frames)]);
-            }
-        }
-    }
 
     #[test]
     fn ranges_resolve_as_http_says() {

@@ -6,12 +6,11 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use cairn_placement::{ClusterMap, VolumeId};
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
     ChunkLocation, Condition, ContentIn, Download, FileError, FileInfo, FilePath, Files, ListSpec, Listing,
-    MoveSpec, ReadSpec, Stat, UploadSpec, VolumeInfo, VolumeName, VolumeState, commit::Slots, damage::Damage,
-    pins::Pins, recent::Recent,
+    MoveSpec, ReadSpec, Stat, UploadSpec, VolumeInfo, VolumeName, VolumeState, budget::Budget, commit::Slots,
+    damage::Damage, pins::Pins, recent::Recent,
 };
 use crate::{
     chunks::{Kek, VolumeKey},
@@ -27,10 +26,6 @@ use crate::{
     replication::{read::Reader, write::Writer},
 };
 
-/// Bytes of one permit of the memory budget.
-const PERMIT_BYTES: usize = 65_536;
-/// How long a request waits for memory before it is told to come back later.
-const BUDGET_WAIT: Duration = Duration::from_secs(12);
 /// How long an operation tries to reach the metadata store (R13). With the last try it ends before clients, who wait for
 /// 20 s, have given up: they are to read the reason.
 pub(super) const META_PATIENCE: Duration = Duration::from_secs(12);
@@ -48,7 +43,7 @@ pub struct Gateway {
     pub(super) damage: Arc<Damage>,
     pub(super) pins: Arc<Pins>,
     pub(super) recent: Arc<Recent>,
-    budget: Arc<Semaphore>,
+    pub(super) budget: Budget,
     volumes: Arc<Mutex<HashMap<VolumeName, Arc<OpenVolume>>>>,
 }
 
@@ -123,6 +118,7 @@ impl Gateway {
         node: &str,
         limits: GatewayLimits,
     ) -> Self {
+        let budget = Budget::new(env.clone(), limits.budget_bytes);
         let pins = Pins::new(env.clone(), meta.clone(), view.clone(), node, limits.rest);
         Self {
             env,
@@ -135,7 +131,7 @@ impl Gateway {
             damage: Arc::default(),
             pins: Arc::new(pins),
             recent: Arc::default(),
-            budget: Arc::new(Semaphore::new(limits.budget_bytes / PERMIT_BYTES)),
+            budget,
             volumes: Arc::default(),
         }
     }
@@ -143,16 +139,6 @@ impl Gateway {
     /// What keeps long downloads' chunks; to be run beside the gateway.
     pub fn pins(&self) -> Arc<Pins> {
         self.pins.clone()
-    }
-
-    /// Waits for memory, in bounded time.
-    pub(super) async fn reserve(&self, bytes: usize) -> Result<Arc<OwnedSemaphorePermit>, FileError> {
-        let permits = bytes.div_ceil(PERMIT_BYTES).max(1) as u32;
-        let acquired = self.env.timeout(BUDGET_WAIT, self.budget.clone().acquire_many_owned(permits)).await;
-        match acquired {
-            Some(Ok(permit)) => Ok(Arc::new(permit)),
-            _ => Err(FileError::Overloaded("this node's memory for transfers is in use".into())),
-        }
     }
 
     /// The cluster's state and map, once there is a map.

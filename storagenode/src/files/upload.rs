@@ -1,19 +1,20 @@
 //! Uploads: cut, seal, write to a quorum, confirm, commit.
 //!
-//! Memory: every chunk in flight holds permits for its bytes, from before its first byte is taken from the client until
-//! the last member needs them no more. So a slow cluster slows the client down, and nothing grows.
+//! Memory: every chunk in flight holds room for its bytes, from before its first byte is gathered until the last member
+//! needs them no more ([`super::budget`]). So a slow cluster slows the client down, and nothing grows.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use cairn_placement::{ChunkId, ClusterMap, Generation};
 use futures::StreamExt;
-use tokio::{sync::OwnedSemaphorePermit, task::JoinSet};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{
     Condition, ContentIn, FileError, FileInfo, FilePath, UploadSpec, VolumeName,
+    budget::Room,
     claim::{Claim, is_young, lapsed, too_old},
     commit::{Outcome, Proposal},
     confirm::{Basis, CONFIRM_LIMIT},
@@ -206,26 +207,24 @@ impl Upload<'_> {
         let chunk_bytes = self.volume.record.chunk_size_bytes as usize;
         let mut pieces: Vec<Bytes> = Vec::new();
         let mut gathered = 0;
-        let mut permit: Option<Arc<OwnedSemaphorePermit>> = None;
-        while let Some(mut piece) = self.next_piece(&mut content).await? {
+        let mut room = self.gateway.budget.gathering();
+        while let Some(mut piece) = room.wait_for(self.next_piece(&mut content)).await? {
             self.received += piece.len() as u64;
             if spec.size_bytes.is_some_and(|declared| self.received > declared) {
                 return Err(self.wrong_size(spec));
             }
             self.hasher.update(&piece);
             while !piece.is_empty() {
-                if permit.is_none() {
-                    // A small file asks for no more than it needs.
-                    let before = self.received - piece.len() as u64;
-                    let left = spec.size_bytes.map_or(u64::MAX, |declared| declared - before);
-                    permit = Some(self.gateway.reserve(chunk_bytes.min(left as usize)).await?);
-                }
                 let part = piece.split_to(piece.len().min(chunk_bytes - gathered));
+                // A small file asks for no more than it needs.
+                let after = self.received - piece.len() as u64;
+                let left = spec.size_bytes.map_or(u64::MAX, |declared| declared - after) as usize;
+                let whole = chunk_bytes.min((gathered + part.len()).saturating_add(left));
+                room.grow(part.len(), whole).await?;
                 gathered += part.len();
                 pieces.push(part);
                 if gathered == chunk_bytes {
-                    self.write_chunk(std::mem::take(&mut pieces), permit.take().expect("taken above"))
-                        .await?;
+                    self.write_chunk(std::mem::take(&mut pieces), room.complete()).await?;
                     gathered = 0;
                 }
             }
@@ -233,8 +232,8 @@ impl Upload<'_> {
         if spec.size_bytes.is_some_and(|declared| self.received != declared) {
             return Err(self.wrong_size(spec));
         }
-        if let Some(permit) = permit {
-            self.write_chunk(pieces, permit).await?;
+        if gathered > 0 {
+            self.write_chunk(pieces, room.complete()).await?;
         }
         while !self.writes.is_empty() {
             self.one_written().await?;
@@ -246,11 +245,7 @@ impl Upload<'_> {
         FileError::SizeMismatch { declared: spec.size_bytes.unwrap_or(0), received: self.received }
     }
 
-    async fn write_chunk(
-        &mut self,
-        plain: Vec<Bytes>,
-        permit: Arc<OwnedSemaphorePermit>,
-    ) -> Result<(), FileError> {
+    async fn write_chunk(&mut self, plain: Vec<Bytes>, room: Option<Room>) -> Result<(), FileError> {
         if u64::from(self.chunks) >= MAX_CHUNKS {
             return Err(FileError::InvalidArgument(
                 "the file has too many chunks for this volume's chunk size".into(),
@@ -268,7 +263,7 @@ impl Upload<'_> {
         // What is written from now on need not be moved before the commit.
         self.basis.follow(&self.gateway.view.current());
         let (writer, map) = (self.gateway.writer.clone(), self.basis.map().clone());
-        self.writes.spawn(async move { writer.write(&map, chunk, permit).await });
+        self.writes.spawn(async move { writer.write(&map, chunk, Arc::new(room)).await });
         Ok(())
     }
 
@@ -381,7 +376,7 @@ pub(super) fn write_failed(generation: Generation, error: WriteError) -> FileErr
     match error {
         WriteError::NotEnoughNodes { reached, needed, cause } => {
             warn!(%generation, reached, needed, cause, "a chunk found too few nodes");
-            FileError::NotEnoughNodes { reached, needed }
+            FileError::NotEnoughNodes { reached, needed, cause }
         }
         WriteError::OutOfSpace(cause) => FileError::OutOfSpace(cause),
     }

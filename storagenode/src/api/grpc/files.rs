@@ -80,6 +80,7 @@ impl Files for Service {
                 metrics: shell.metrics.clone(),
                 stall: shell.limits.stall,
                 deadline: limit.map(|limit| limit.saturating_sub(elapsed)),
+                ended: download.ended,
             };
             let content = outgoing.send(download.content, download.length).map(|data| match data {
                 Ok(data) => Ok(DownloadResponse { part: Some(download_response::Part::Data(data)) }),

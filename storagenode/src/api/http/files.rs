@@ -127,6 +127,7 @@ pub(super) async fn get(State(shell): State<SharedShell>, request: Request) -> A
         metrics: shell.metrics.clone(),
         stall: shell.limits.stall,
         deadline: None,
+        ended: download.ended,
     };
     *response.body_mut() = Body::from_stream(outgoing.send(download.content, download.length));
     Ok(response)

@@ -1,0 +1,159 @@
+//! The content of a download: pieces are fetched ahead, as far as their reader is fast and there is memory for it.
+//!
+//! A download has room of its own from its beginning to its end, for a small piece and for what is on its way out: one
+//! that has begun never waits for memory, and never fails for want of it as long as its reader is not slow. More is
+//! taken for a fast reader, as long as there is more, and each frame gives its room back when it has left.
+
+use std::{collections::VecDeque, time::Duration};
+
+use bytes::Bytes;
+use futures::{StreamExt, stream, stream::FuturesOrdered};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    ContentOut, FileError,
+    budget::{self, Budget, PERMIT_BYTES, Paced, Room},
+    pieces::{PIECE_FRAMES, Piece, Pieces},
+};
+use crate::env::BoxFuture;
+
+/// Frames of a download's own room.
+const OWN_FRAMES: usize = 4;
+/// Frames that are fetched under that room, for a reader of whom nothing is known, or who is slow. As many are on their way
+/// out: one that is waited for, one behind it, and what the connection has taken.
+const LEAST_FRAMES: usize = 2;
+/// And for one who was fast all the time.
+const MOST_FRAMES: usize = 4 * PIECE_FRAMES;
+/// A reader who took a piece within this time may be as fast with more.
+const FAST: Duration = Duration::from_secs(1);
+/// One who took longer than this for a piece starts again.
+const SLOW: Duration = Duration::from_secs(2);
+
+/// How many times as much a fast reader gets next.
+const GROWTH: usize = 4;
+
+type Fetched = Result<(Vec<Bytes>, Option<Room>), FileError>;
+
+/// A download on its way to its reader.
+pub(super) struct ReadAhead<F, K> {
+    budget: Budget,
+    paced: Paced,
+    /// Goes with the last frame.
+    own: Option<Room>,
+    pieces: Pieces,
+    fetch: F,
+    coming: FuturesOrdered<BoxFuture<'static, Fetched>>,
+    /// Frames of the pieces that are coming.
+    coming_frames: VecDeque<usize>,
+    ready: VecDeque<Bytes>,
+    /// Frames to have, coming or ready.
+    ahead: usize,
+    /// For the reader, since the last piece came.
+    waited: Duration,
+    given: usize,
+    /// What must live as long as the download.
+    _kept: K,
+}
+
+impl<F, K> ReadAhead<F, K>
+where
+    F: Fn(Piece) -> BoxFuture<'static, Result<Vec<Bytes>, FileError>> + Send + 'static,
+    K: Send + 'static,
+{
+    /// Waits for a download's own room.
+    pub(super) async fn begin(budget: &Budget, pieces: Pieces, fetch: F, kept: K) -> Result<Self, FileError> {
+        let own = budget.take(pieces.bytes_left().min((OWN_FRAMES * PERMIT_BYTES) as u64) as usize).await?;
+        Ok(Self {
+            budget: budget.clone(),
+            paced: budget.paced(),
+            own: Some(own),
+            pieces,
+            fetch,
+            coming: FuturesOrdered::new(),
+            coming_frames: VecDeque::new(),
+            ready: VecDeque::new(),
+            ahead: LEAST_FRAMES,
+            waited: Duration::ZERO,
+            given: 0,
+            _kept: kept,
+        })
+    }
+
+    /// Set when others need the memory of this one.
+    pub(super) fn ended(&self) -> CancellationToken {
+        self.paced.ended()
+    }
+
+    /// The frames, in order. Ends after the first error.
+    pub(super) fn content(self) -> ContentOut {
+        let content = stream::unfold(Some(self), |reading| async {
+            let mut reading = reading?;
+            match reading.next().await {
+                Ok(Some(frame)) => Some((Ok(frame), Some(reading))),
+                Ok(None) => None,
+                Err(error) => Some((Err(error), None)),
+            }
+        });
+        content.boxed()
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, FileError> {
+        self.waited += self.paced.waited(self.given);
+        loop {
+            if self.paced.ended().is_cancelled() {
+                return Err(FileError::crowded_out());
+            }
+            self.read_ahead();
+            if let Some(frame) = self.ready.pop_front() {
+                self.given = frame.len();
+                let own = self.own.as_ref().map_or(0, Room::num_permits);
+                self.paced.waits(own + self.frames_ahead());
+                let last = self.frames_ahead() == 0 && self.pieces.bytes_left() == 0;
+                return Ok(Some(if last { budget::hold(frame, self.own.take()) } else { frame }));
+            }
+            let Some(fetched) = self.coming.next().await else { return Ok(None) };
+            self.coming_frames.pop_front();
+            let (frames, room) = fetched?;
+            self.ready = match room {
+                Some(mut room) => {
+                    frames.into_iter().map(|frame| budget::hold(frame, room.split(1))).collect()
+                }
+                None => frames.into(),
+            };
+            self.adapt();
+        }
+    }
+
+    /// When a piece has come: how far to read ahead from now on, by how fast the one before it was taken.
+    fn adapt(&mut self) {
+        let waited = std::mem::take(&mut self.waited);
+        if waited > SLOW {
+            self.ahead = LEAST_FRAMES;
+        } else if waited < FAST && self.given > 0 {
+            self.ahead = (self.ahead * GROWTH).min(MOST_FRAMES);
+        }
+    }
+
+    fn frames_ahead(&self) -> usize {
+        self.ready.len() + self.coming_frames.iter().sum::<usize>()
+    }
+
+    /// Asks for more, as far as there is memory now.
+    fn read_ahead(&mut self) {
+        while self.frames_ahead() < self.ahead {
+            let least = self.ahead == LEAST_FRAMES;
+            let Some(piece) = self.pieces.peek(self.ahead) else { break };
+            let room = if least { None } else { self.budget.try_take(piece.frames.len() * PERMIT_BYTES) };
+            let piece = match &room {
+                Some(_) => piece,
+                // Under its own room, one at a time.
+                None if self.frames_ahead() == 0 => self.pieces.peek(LEAST_FRAMES).expect("one was seen"),
+                None => break,
+            };
+            self.pieces.pass(&piece);
+            self.coming_frames.push_back(piece.frames.len());
+            let fetched = (self.fetch)(piece);
+            self.coming.push_back(Box::pin(async move { Ok((fetched.await?, room)) }));
+        }
+    }
+}
