@@ -57,7 +57,7 @@ pub use upload::{Counter, UploadOptions};
 use endpoints::{Node, Pool};
 use retry::Repeat;
 
-/// Messages carry at most 4 MiB of content and a little around it; listings of 10,000 names can be larger.
+/// Messages carry at most 1 MiB of content and a little around it; listings of 10,000 names can be larger.
 const MAX_MESSAGE_BYTES: usize = 32 << 20;
 const TOKEN_FILE_AGE: Duration = Duration::from_secs(30);
 

@@ -11,6 +11,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use bytes::Bytes;
 use cairn_proto::v1::{ErrorCode, FileInfo, UploadHeader};
@@ -24,8 +25,8 @@ use crate::{Client, Condition};
 use outgoing::{Watch, outgoing};
 use source::{BytesSource, FileSource, OnceSource, Source};
 
-/// Content of one message. Servers take up to 4 MiB; 1 MiB is as fast, and needs less memory at both ends.
-pub(crate) const MESSAGE_BYTES: usize = 1 << 20;
+/// Content of one message. Servers take up to 1 MiB; 256 KiB is as fast, and needs less memory at both ends.
+pub(crate) const MESSAGE_BYTES: usize = 256 << 10;
 
 /// Bytes transferred so far, for whoever shows progress. Attempts that came to nothing are taken back.
 #[derive(Debug, Clone, Default)]
@@ -86,7 +87,7 @@ impl Client {
         // Set once an attempt may have been committed although it failed.
         let mut unsure = false;
         loop {
-            let node = attempts.begin();
+            let (node, begun) = (attempts.begin(), Instant::now());
             let failed = match self.attempt(&node, header.clone(), &options, source).await {
                 Ok(file) => {
                     node.worked();
@@ -94,7 +95,10 @@ impl Client {
                 }
                 Err(failed) => failed,
             };
-            if failed.moved {
+            // What a busy node has taken before it refused is no progress.
+            let refused =
+                failed.error.code() == ErrorCode::Overloaded && begun.elapsed() < self.limits().call_timeout;
+            if failed.moved && !refused {
                 attempts.extend();
             }
             let mut error = failed.error.at(&node.name);

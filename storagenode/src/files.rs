@@ -25,6 +25,7 @@ mod pieces;
 mod pins;
 mod readahead;
 mod recent;
+mod turns;
 mod upload;
 mod volumes;
 

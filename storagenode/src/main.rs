@@ -10,7 +10,7 @@ use std::{
 
 use cairn_node::{
     chunks,
-    cluster::keyring::PutBack,
+    cluster::keyring::{self, PutBack},
     config::{self, Command, Given, InitSecrets, LogFormat, NodeConfig, Recover},
     env::real::{RealClock, RealRandom, without_network},
     run::{self, Done},
@@ -182,13 +182,24 @@ fn recover(wanted: &Recover) -> ExitCode {
 
 fn verify(data_dir: &Path) -> ExitCode {
     let tell = |id, volume, why: &str| say!("damaged: chunk {id} of volume {volume}: {why}");
-    match block_on(chunks::verify(&without_network(), data_dir, tell)) {
+    let env = without_network();
+    match block_on(chunks::verify(&env, data_dir, tell)) {
         Ok(found) => {
             for corrupt in &found.corrupt {
                 let seems =
                     corrupt.seems.map_or_else(String::new, |id| format!(", which seems to be chunk {id}"));
                 let (start, end) = (corrupt.range.start, corrupt.range.end);
                 say!("damaged: bytes {start} to {end} of segments/{}{seems}", corrupt.segment);
+            }
+            if let Some(fault) = &found.identity {
+                say!("damaged: {fault}; the next start writes it again");
+            }
+            for name in &found.hints {
+                say!("hints/{name} is damaged, and of no use; the next start reads its segment instead");
+            }
+            let volumes = keyring::read(&*env.disk, data_dir).err();
+            if let Some(error) = &volumes {
+                say!("damaged: volumes: {error}; it is written again while the node runs");
             }
             say!(
                 "node {}: {} chunks with {} bytes of content, {} deletions remembered; {}",
@@ -210,7 +221,7 @@ fn verify(data_dir: &Path) -> ExitCode {
                     ),
                 }
             );
-            if found.is_sound() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
+            if found.is_sound() && volumes.is_none() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
         }
         Err(error) => {
             complain!("cairn-node: {error}");

@@ -94,7 +94,7 @@ impl TlsNetwork {
 
     async fn connect_tcp(&self, address: &str) -> io::Result<TcpStream> {
         let stream = TcpStream::connect(address).await?;
-        set_socket_options(&stream)?;
+        set_socket_options(&stream, NODE_DEAD_AFTER)?;
         Ok(stream)
     }
 
@@ -149,8 +149,15 @@ impl Network for TlsNetwork {
     }
 }
 
-/// Small messages at once; dead peers noticed within about half a minute, also by a sender.
-fn set_socket_options(stream: &TcpStream) -> io::Result<()> {
+/// After this, a node that takes nothing is taken for dead.
+const NODE_DEAD_AFTER: Duration = Duration::from_secs(30);
+/// And whoever connected to us: more than a slow reader may take for the least that it must take. Until then its window may be shut.
+const CALLER_DEAD_AFTER: Duration = Duration::from_secs(75);
+/// Bytes that wait in the kernel to be sent: what a slow reader does not take should wait where it is counted.
+const UNSENT_BYTES: u32 = 128 << 10;
+
+/// Small messages at once; dead peers noticed, also by a sender.
+fn set_socket_options(stream: &TcpStream, dead_after: Duration) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = socket2::SockRef::from(stream);
     let keepalive = socket2::TcpKeepalive::new()
@@ -158,7 +165,8 @@ fn set_socket_options(stream: &TcpStream) -> io::Result<()> {
         .with_interval(Duration::from_secs(5))
         .with_retries(3);
     socket.set_tcp_keepalive(&keepalive)?;
-    socket.set_tcp_user_timeout(Some(Duration::from_secs(30)))
+    socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
+    socket.set_tcp_user_timeout(Some(dead_after))
 }
 
 /// The host part of `host:port`, without the brackets of an IPv6 address.

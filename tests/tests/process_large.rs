@@ -20,6 +20,10 @@ const LENGTH: u64 = (1 << 30) + 1;
 /// What a node may use at most meanwhile: far less than the file. Its budgets allow 64 MiB to each side.
 const MEMORY_KIB: u64 = 400 << 10;
 
+/// What a node may use at most while ever so many uploads wait: its budgets, and for each of the 512 requests that it takes
+/// at a time a window and a message.
+const CROWD_KIB: u64 = 700 << 10;
+
 /// A file that exists nowhere: pieces that differ by their number.
 struct Generated {
     base: Bytes,
@@ -130,4 +134,67 @@ async fn uploads_that_wait_for_memory_do_not_stop_those_that_have_it() {
     for upload in ended {
         upload.unwrap().unwrap_or_else(|error| panic!("{error}"));
     }
+}
+
+/// Content that begins and then pauses, as it does on its way through a network that is too slow for it.
+struct Paused(Bytes);
+
+#[async_trait::async_trait]
+impl Source for Paused {
+    async fn open(&self) -> io::Result<ContentStream> {
+        Ok(stream::iter([Ok(self.0.clone())]).chain(stream::pending()).boxed())
+    }
+
+    fn size_bytes(&self) -> Option<u64> {
+        Some(2 * self.0.len() as u64)
+    }
+
+    fn can_open(&self) -> bool {
+        true
+    }
+
+    fn describe(&self) -> String {
+        "content that pauses".into()
+    }
+}
+
+/// The most memory that a process ever had, once it has not grown for a while.
+async fn peak_at_rest_kib(pid: i32) -> u64 {
+    let (mut peak, mut unchanged) = (peak_kib(pid), 0);
+    while unchanged < 10 {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let now = peak_kib(pid);
+        unchanged = if now == peak { unchanged + 1 } else { 0 };
+        peak = now;
+    }
+    peak
+}
+
+/// As many connections with as many uploads as clients like, all of which send more than they can be given room for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crowd_of_uploads_goes_through_bounded_memory() {
+    let Ok(tools) = require(&[Need::Etcd]) else { return };
+    let etcd = EtcdCluster::start(&tools, 3).expect("etcd starts");
+    let cluster = CairnCluster::start(ClusterOptions::new(&["a"], etcd.database_url("/t"))).await;
+    make_volume(&cluster.client(), 1).await;
+    let bytes = content(1, 2 << 20);
+    let uploads = (0..12).flat_map(|_| {
+        let ca = Pem::File(cluster.secrets().authority_certificate.clone());
+        let config = ClientConfig::new([cluster.grpc(0)], ca).with_token(cluster.token());
+        let limits = Limits { attempts: 1, ..Limits::default() };
+        let client = Client::connect(config.with_limits(limits)).unwrap();
+        let bytes = bytes.clone();
+        (0..128).map(move |number| {
+            let (client, source) = (client.clone(), Paused(bytes.clone()));
+            async move {
+                let path = format!("crowd/{number}");
+                client.upload(VOLUME, &path, UploadOptions::default(), &source).await.map(|_| ())
+            }
+        })
+    });
+    let uploads: Vec<_> = uploads.map(tokio::spawn).collect();
+    let peak = peak_at_rest_kib(cluster.process(0).pid()).await;
+    uploads.iter().for_each(tokio::task::JoinHandle::abort);
+    println!("{} MiB", peak >> 10);
+    assert!(peak < CROWD_KIB, "the node had {} MiB", peak >> 10);
 }

@@ -51,6 +51,25 @@ async fn every_chunk_of_a_stopped_node_is_read_and_damage_is_named() {
     assert!(damaged.stdout.contains("damaged chunks: 1, damaged ranges besides: 0"), "{}", damaged.stdout);
     file.write_all_at(&byte, 2_000_000).unwrap();
 
+    // One byte of each of the files beside them.
+    let folder = cluster.data_folder(0).to_owned();
+    let hint = folder.join("hints").join("no-hint");
+    fs::write(&hint, "what is left of a hint").unwrap();
+    for name in ["identity", "identity.copy", "volumes", "hints/no-hint"] {
+        let path = &folder.join(name);
+        let whole = fs::read(path).unwrap();
+        let mut bytes = whole.clone();
+        bytes[whole.len() / 2] ^= 4;
+        fs::write(path, bytes).unwrap();
+        let damaged = verify(&cluster, None);
+        let named = damaged.stdout.lines().any(|line| line.contains("damaged") && line.contains(name));
+        assert!(named, "{name}: {}", damaged.stdout);
+        assert_eq!(damaged.success, *path == hint, "{name}: {}", damaged.stdout);
+        assert!(damaged.stdout.contains("10 chunks with 26214400 bytes"), "{}", damaged.stdout);
+        fs::write(path, whole).unwrap();
+    }
+    fs::remove_file(hint).unwrap();
+
     // A folder that is no node's stays as it is.
     let empty = Scratch::new("verify").unwrap();
     let nothing = verify(&cluster, Some(empty.path()));

@@ -205,6 +205,23 @@ fn two_hundred_and_fifty_six_commits_are_under_way_at_once() {
     });
 }
 
+/// Whoever writes without a condition succeeds, however many others write the same file.
+#[test]
+fn forty_writers_of_one_file_all_succeed() {
+    runtime().block_on(async {
+        let cluster = SimCluster::start(1, &["a", "b", "c"]).await;
+        make_volume(&cluster, 3).await;
+        let uploads = (0..40).map(|number: usize| {
+            let files = cluster.files(number % cluster.len()).unwrap();
+            let content = stream::iter([Ok(Bytes::from(number.to_string()))]).boxed();
+            tokio::spawn(async move { files.upload(upload_of("one"), content).await })
+        });
+        for upload in uploads.collect::<Vec<_>>() {
+            upload.await.unwrap().expect("nobody else keeps it from being written");
+        }
+    });
+}
+
 /// A failure can be looked at again only if its seed tells the same story.
 #[test]
 fn one_seed_tells_one_story() {

@@ -198,7 +198,8 @@ fn look_at(entry: walkdir::Result<DirEntry>, folder: &Path, prefix: &str) -> Opt
     };
     let path = entry.path().display().to_string();
     let kind = entry.file_type();
-    if kind.is_dir() {
+    // A link that was named itself is followed.
+    if kind.is_dir() || entry.depth() == 0 && kind.is_symlink() {
         return None;
     }
     if kind.is_symlink() {
@@ -296,6 +297,14 @@ mod tests {
         std::os::unix::fs::symlink("a", folder.join("link")).unwrap();
         std::fs::write(folder.join(".cairn-0123456789abcdef.part"), "a download that was killed").unwrap();
         std::fs::write(folder.join("a/.cairn-x.part"), "4444").unwrap();
+        // Named itself, a link is followed.
+        let outside = tempfile::tempdir().unwrap();
+        let link = outside.path().join("named");
+        std::os::unix::fs::symlink(folder, &link).unwrap();
+        [folder, &link].into_iter().for_each(look_through);
+    }
+
+    fn look_through(folder: &Path) {
         let (finder, mut found) = queue();
         let source = Source::Folder { local: folder.to_owned(), prefix: "p/".into() };
         find(vec![source], None, &finder);

@@ -29,8 +29,8 @@ mod encode;
 mod files;
 mod volumes;
 
-/// Larger messages are refused; content comes in messages of 4 MiB at most.
-pub const MAX_MESSAGE_BYTES: usize = 8 << 20;
+/// Larger messages are refused; content comes in messages of 1 MiB at most. A message that is not whole yet is in no budget.
+pub const MAX_MESSAGE_BYTES: usize = 2 << 20;
 
 /// A service's handler in this shell: one type for all of them.
 #[derive(Clone)]

@@ -63,9 +63,9 @@ impl Default for ConnectionLimits {
 /// Bytes that one upload may be ahead of us. A connection may be ahead by as much for each of its streams: with less, uploads
 /// that wait for memory would fill the connection's window with what nobody reads yet, and those that have memory, and
 /// will give it back, would get no data.
-const STREAM_WINDOW_BYTES: u32 = 512 << 10;
+const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 /// Larger frames cost fewer wake-ups; 16 KiB is HTTP/2's default.
-const FRAME_BYTES: u32 = 256 << 10;
+const FRAME_BYTES: u32 = 128 << 10;
 /// Names of 1,024 bytes, escaped, with room for a token and what proxies add.
 const HEADER_BYTES: u32 = 32 << 10;
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);

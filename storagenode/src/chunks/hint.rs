@@ -139,6 +139,19 @@ pub fn read(disk: &dyn Disk, table: &SegmentTable, id: SegmentId, end: u64, size
     }
 }
 
+/// Files among the hints that are none. Blocks.
+pub fn damaged(disk: &dyn Disk, table: &SegmentTable) -> Vec<String> {
+    let names = disk.list(&table.hints_folder()).unwrap_or_default();
+    let incarnation = table.identity().incarnation.0;
+    let is_damaged = |name: &String| {
+        SegmentId::from_hint_name(name).is_none_or(|id| {
+            let bytes = read_file(disk, &path(table, id));
+            bytes.map_or(true, |bytes| v1::decode(&incarnation, id, &bytes).is_none())
+        })
+    };
+    names.into_iter().filter(is_damaged).collect()
+}
+
 fn read_file(disk: &dyn Disk, path: &std::path::Path) -> io::Result<Vec<u8>> {
     let file = disk.open(path, OpenMode::Read)?;
     let mut bytes = vec![0; file.size()?.min(v1::MAX_FILE_BYTES) as usize];

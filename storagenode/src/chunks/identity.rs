@@ -184,6 +184,15 @@ pub(super) fn read_identity(disk: &dyn Disk, folder: &Path) -> Result<Identity, 
     peek_identity(disk, folder)?.ok_or_else(|| OpenError::NoIdentity { folder: folder.to_owned() })
 }
 
+/// What is wrong with one of the two files while the other says whose disk it is.
+pub(super) fn fault_of_one(disk: &dyn Disk, folder: &Path) -> Result<Option<String>, OpenError> {
+    let one = |chosen: Chosen| {
+        let fault = chosen.others_fault?;
+        Some(format!("{} {fault}, {} is whole", FILES[1 - chosen.index], FILES[chosen.index]))
+    };
+    Ok(find(disk, folder)?.and_then(one))
+}
+
 /// What one of the two files says.
 enum Found {
     Absent,

@@ -8,7 +8,10 @@ use std::path::Path;
 
 use cairn_placement::{ChunkId, PgId, VolumeId};
 
-use super::{ChunkStore, CorruptRange, OpenError, Opening, Scope, StoreOptions, identity::read_identity};
+use super::{
+    ChunkStore, CorruptRange, OpenError, Opening, Scope, StoreOptions,
+    identity::{fault_of_one, read_identity},
+};
 use crate::env::Env;
 
 /// Lines of the inventory taken at a time.
@@ -28,11 +31,15 @@ pub struct Verified {
     pub torn: u64,
     /// Ranges among the records that are none: of what was there, perhaps only these lines tell.
     pub corrupt: Vec<CorruptRange>,
+    /// What is wrong with one of the two files that say whose disk it is; the next start mends it.
+    pub identity: Option<String>,
+    /// Hints that are damaged: their segments are read through at the next start, which makes them anew.
+    pub hints: Vec<String>,
 }
 
 impl Verified {
     pub fn is_sound(&self) -> bool {
-        self.damaged == 0 && self.corrupt.is_empty()
+        self.damaged == 0 && self.corrupt.is_empty() && self.identity.is_none()
     }
 }
 
@@ -43,14 +50,20 @@ pub async fn verify(
     mut tell: impl FnMut(ChunkId, VolumeId, &str),
 ) -> Result<Verified, OpenError> {
     let (disk, owned) = (env.disk.clone(), folder.to_owned());
-    let identity = env.blocking(move || read_identity(&*disk, &owned)).await?;
+    let read = move || Ok::<_, OpenError>((read_identity(&*disk, &owned)?, fault_of_one(&*disk, &owned)?));
+    let (identity, fault) = env.blocking(read).await?;
     let options = StoreOptions {
         opening: Opening::Inspect,
         ..StoreOptions::new(folder, identity.cluster_id, identity.node.clone())
     };
     let (store, _) = ChunkStore::open(env.clone(), options).await?;
-    let mut verified =
-        Verified { node: identity.node, corrupt: store.recovery().corrupt.clone(), ..Verified::default() };
+    let mut verified = Verified {
+        node: identity.node,
+        corrupt: store.recovery().corrupt.clone(),
+        identity: fault,
+        hints: store.damaged_hints().await,
+        ..Verified::default()
+    };
     // Those that an earlier start knew of are not in the inventory.
     for chunk in store.damaged(None, usize::MAX) {
         if chunk.torn {

@@ -36,6 +36,11 @@ use crate::{
     },
 };
 
+/// Times that a commit is decided afresh because something it compares had changed.
+pub(super) const ATTEMPTS: usize = 16;
+/// How long it steps aside before that, at most: at first, and when it has done so often.
+const ASIDE: Duration = Duration::from_millis(5);
+const LONGEST_ASIDE: Duration = Duration::from_millis(320);
 /// Between two sends of the same transaction.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -174,6 +179,13 @@ impl Gateway {
 }
 
 impl Gateway {
+    /// Lets others go first that write the same: who meets whom again is left to chance.
+    pub(super) async fn step_aside(&self, attempt: usize) {
+        let most = (ASIDE * (1 << attempt.min(8))).min(LONGEST_ASIDE);
+        let pause = Duration::from_micros(self.env.random.below(most.as_micros() as u64));
+        self.env.clock.sleep(pause).await;
+    }
+
     /// Has this node's disk remember a revision that the store must never fall behind (R10), and its memory what was written.
     fn committed(&self, proposal: &Proposal, asked: Duration, revision: u64) {
         let said = Said { revision, asked, answered: self.env.clock.monotonic() };

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use super::{
     ChunkLocation, Condition, ContentIn, Download, FileError, FileInfo, FilePath, Files, ListSpec, Listing,
     MoveSpec, ReadSpec, Stat, UploadSpec, VolumeInfo, VolumeName, VolumeState, budget::Budget, commit::Slots,
-    damage::Damage, pins::Pins, recent::Recent,
+    damage::Damage, pins::Pins, recent::Recent, turns::Turns,
 };
 use crate::{
     chunks::{Kek, VolumeKey},
@@ -40,6 +40,7 @@ pub struct Gateway {
     pub(super) reader: Reader,
     pub(super) kek: Arc<Kek>,
     pub(super) slots: Arc<Slots>,
+    pub(super) turns: Arc<Turns>,
     pub(super) damage: Arc<Damage>,
     pub(super) pins: Arc<Pins>,
     pub(super) recent: Arc<Recent>,
@@ -128,6 +129,7 @@ impl Gateway {
             reader,
             kek,
             slots: Arc::new(Slots::new(node)),
+            turns: Arc::default(),
             damage: Arc::default(),
             pins: Arc::new(pins),
             recent: Arc::default(),

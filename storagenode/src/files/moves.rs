@@ -7,7 +7,7 @@
 
 use super::{
     FileError, FileInfo, MoveSpec,
-    commit::{Outcome, Proposal},
+    commit::{self, Outcome, Proposal},
     gateway::{Gateway, file_info},
     upload::{collect_ops, holds},
 };
@@ -16,16 +16,13 @@ use crate::meta::{
     keys::{self, file::FileRecord},
 };
 
-/// Times that a move is decided afresh because one of the files had changed.
-const ATTEMPTS: usize = 16;
-
 impl Gateway {
     pub(super) async fn do_move(&self, spec: MoveSpec) -> Result<FileInfo, FileError> {
         let MoveSpec { volume, path, to, if_match, condition } = spec;
         if path == to {
             return Err(FileError::InvalidArgument(format!("{path:?} has this name already")));
         }
-        for _ in 0..ATTEMPTS {
+        for attempt in 0..commit::ATTEMPTS {
             let (found, replaced) = self.find_beside(&volume, &path, &to).await?;
             Self::must_be_active(&found.volume)?;
             let generation = found.record.generation();
@@ -54,6 +51,7 @@ impl Gateway {
             if let Outcome::Committed = self.commit(self.env.random.bytes(), proposal).await? {
                 return Ok(file_info(&volume, &to, &found.record));
             }
+            self.step_aside(attempt).await;
         }
         Err(FileError::Conflict(format!("{path:?} or {to:?} is being written by many at once")))
     }

@@ -9,7 +9,7 @@ use futures::{StreamExt, stream};
 use super::{
     ChunkLocation, Condition, CopyState, FileError, FileInfo, FilePath, ListSpec, Listing, MAX_PAGE, Stat,
     VolumeName,
-    commit::{Outcome, Proposal},
+    commit::{self, Outcome, Proposal},
     gateway::{Gateway, OpenVolume, file_info},
     page,
     path::MAX_PATH_BYTES,
@@ -25,8 +25,6 @@ use crate::{
     },
 };
 
-/// Times that a deletion is decided afresh because the file had changed.
-const DELETE_ATTEMPTS: usize = 16;
 /// How long a node is asked whether it has a chunk.
 const LOCATE_LIMIT: Duration = Duration::from_secs(3);
 /// Nodes asked at the same time.
@@ -41,7 +39,7 @@ impl Gateway {
         path: &FilePath,
         condition: Condition,
     ) -> Result<FileInfo, FileError> {
-        for _ in 0..DELETE_ATTEMPTS {
+        for attempt in 0..commit::ATTEMPTS {
             let found = match self.find(volume, path).await {
                 Err(FileError::FileNotFound { .. }) if condition != Condition::Always => {
                     holds(condition, None, path)?;
@@ -65,6 +63,7 @@ impl Gateway {
             if let Outcome::Committed = self.commit(self.env.random.bytes(), proposal).await? {
                 return Ok(file_info(volume, path, &found.record));
             }
+            self.step_aside(attempt).await;
         }
         Err(FileError::Conflict(format!("{path:?} is being written by many at once")))
     }

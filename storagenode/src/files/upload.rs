@@ -16,7 +16,7 @@ use super::{
     Condition, ContentIn, FileError, FileInfo, FilePath, UploadSpec, VolumeName,
     budget::Room,
     claim::{Claim, is_young, lapsed, too_old},
-    commit::{Outcome, Proposal},
+    commit::{self, Outcome, Proposal},
     confirm::{Basis, CONFIRM_LIMIT},
     gateway::{Gateway, OpenVolume, file_info},
 };
@@ -36,8 +36,6 @@ use crate::{
 
 /// Chunks of one upload that are written at the same time.
 const CHUNKS_IN_FLIGHT: usize = 4;
-/// Times that a commit is decided afresh because something it compares had changed.
-const COMMIT_ATTEMPTS: usize = 16;
 /// Longest content type.
 const MAX_CONTENT_TYPE_BYTES: usize = 127;
 /// A file has at most this many chunks (a chunk's index has 32 bits; this keeps sums small).
@@ -135,7 +133,8 @@ impl Gateway {
         let mut volume_revision = volume.revision;
         upload.basis.follow(&self.view.current());
         let deadline = self.env.clock.monotonic() + CONFIRM_LIMIT;
-        for _ in 0..COMMIT_ATTEMPTS {
+        let _turn = self.turns.take(&self.env, file_key.clone()).await;
+        for attempt in 0..commit::ATTEMPTS {
             // Who has gone may have stored something newer by now; what was sent before is seen through.
             let confirmed = caller_gone.run_until_cancelled(upload.confirm(deadline)).await;
             confirmed.unwrap_or_else(|| Err(gone()))?;
@@ -180,6 +179,7 @@ impl Gateway {
             epoch_revision = revision(&epoch);
             needs_claim = upload.needs_claim(epoch.as_ref(), claim.as_ref())?;
             upload.catch_up((revision(&map), revision(&starts))).await?;
+            self.step_aside(attempt).await;
         }
         Err(FileError::Conflict(format!(
             "{:?} is being written by many at once, or nodes start all the time: upload it again",

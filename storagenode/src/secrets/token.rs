@@ -118,7 +118,12 @@ fn moment(given: &str, now_unix_ms: i64) -> Result<Option<Timestamp>, NewTokenEr
         let later = now.to_zoned(TimeZone::UTC).checked_add(span);
         later.map_err(|_| problem("is out of reach"))?.timestamp()
     };
-    if expires <= now { Err(problem("is not in the future")) } else { Ok(Some(expires)) }
+    if expires <= now {
+        return Err(problem("is not in the future"));
+    }
+    // The file has whole seconds.
+    let seconds = expires.as_second() + i64::from(expires.subsec_nanosecond() > 0);
+    Timestamp::from_second(seconds).map(Some).map_err(|_| problem("is out of reach"))
 }
 
 /// Adds a line to the end of the file, which keeps its place and its rights: it may be mounted from elsewhere. The

@@ -131,7 +131,7 @@ impl Door {
     }
 
     async fn try_shake_hands(&self, stream: TcpStream, remote: &str) -> io::Result<Option<Accepted>> {
-        super::set_socket_options(&stream)?;
+        super::set_socket_options(&stream, super::CALLER_DEAD_AFTER)?;
         let mut first = [0; 1];
         match stream.peek(&mut first).await? {
             0 => return Ok(None), // A probe that only connects.

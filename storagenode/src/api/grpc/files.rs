@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Content comes in messages of at most this size.
-const MAX_DATA_BYTES: usize = 4 << 20;
+const MAX_DATA_BYTES: usize = 1 << 20;
 
 #[tonic::async_trait]
 impl Files for Service {
