@@ -125,8 +125,8 @@ impl Inode {
     pub fn forget(&mut self, offset: u64, end: u64) {
         for page in self.pages.range_mut(offset / PAGE_BYTES as u64..end.div_ceil(PAGE_BYTES as u64)) {
             let page = page.1;
-            let better = std::mem::take(&mut page.limbo) | std::mem::take(&mut page.spoiled);
-            Page::copy_sectors(&page.durable, &mut page.cached, better);
+            let left = std::mem::take(&mut page.limbo) | std::mem::take(&mut page.spoiled);
+            Page::copy_sectors(&page.durable, &mut page.cached, left);
         }
     }
 
