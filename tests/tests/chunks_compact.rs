@@ -321,6 +321,38 @@ fn a_copy_that_the_disk_stored_wrong_costs_nothing() {
     assert!(rejected > 200, "only {rejected} were rejected");
 }
 
+/// The same of a deletion: an older record of the chunk, in a segment that stays, would count again.
+#[test]
+fn a_deletion_that_the_disk_stored_wrong_stays_a_deletion() {
+    let mut rejected = 0;
+    // Behind the content of the one chunk that is copied: four deletions.
+    for at in (20_000..20_700).step_by(6) {
+        let disk = SimDisk::new(64 << 20);
+        in_store(&disk, async |store| {
+            put(&store, [21, 2]).await;
+            store.close().await;
+        });
+        in_store(&disk, async |store| {
+            put(&store, [7, 18, 29, 40]).await;
+            bury(&store, [2, 18, 29, 40]).await;
+            store.close().await;
+        });
+        in_store(&disk, async |store| {
+            // One wrong byte would be put right.
+            disk.spoil_next_write(".seg", at);
+            disk.spoil_next_write(".seg", at + 1);
+            rejected += usize::from(store.compact().await == Compaction::Refused);
+            store.remove_emptied(Duration::ZERO).await;
+        });
+        disk.crash(&mut StdRng::seed_from_u64(at));
+        in_store(&disk, async |store| {
+            assert_eq!(store.contains(id(2)), Presence::Buried, "byte {at}");
+            assert_eq!(is_whole(&store, 7).await, Ok(true), "byte {at}");
+        });
+    }
+    assert!(rejected > 50, "only {rejected} were rejected");
+}
+
 /// As `in_store`, and gives what the work gives.
 fn in_store_with<T>(disk: &SimDisk, work: impl AsyncFnOnce(ChunkStore) -> T) -> T {
     let mut result = None;

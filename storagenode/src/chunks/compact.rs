@@ -35,7 +35,7 @@ use super::{
     group::{Command, CopiedRecord, Copy, MARK_BYTES},
     hole::hole,
     index::{Entry, Known, Place},
-    read::{RecordFault, read_chunk, verify_on_device},
+    read::{RecordFault, read_chunk, verify_bodies_on_device, verify_on_device},
     recover::read_through,
     removed,
     scan::Found,
@@ -355,10 +355,20 @@ impl ChunkStore {
         let Batch { records, moving, bytes } = batch;
         let admitted = self.inner.space.admit(bytes, Purpose::Compact);
         let admitted = admitted.ok_or_else(|| Stopped::Later("there is no room for copies".into()))?;
+        let others: Vec<(usize, Body)> = records
+            .iter()
+            .enumerate()
+            .filter(|(_, record)| record.frames.is_empty())
+            .map(|(number, record)| (number, record.body.clone()))
+            .collect();
         let (reply, answer) = oneshot::channel();
         self.send(Command::Copy(Copy { records, admitted, reply })).await?;
         let places = answer.await.map_err(|_| PutError::Closed)??;
-        let mut unsound = None;
+        let others: Vec<_> = others.into_iter().map(|(number, body)| (places[number], body)).collect();
+        let inner = self.inner.clone();
+        let verified = self.inner.env.blocking(move || verify_bodies_on_device(&inner.table, &others)).await;
+        let mut unsound =
+            verified.err().map(|fault| format!("the copy of a deletion or a mark is not sound: {fault}"));
         // To the last one: what became of each copy is known afterwards.
         for Moving { id, from, record } in moving {
             let to = Entry { place: places[record], ..from };
