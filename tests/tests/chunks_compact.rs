@@ -248,6 +248,17 @@ fn a_deletion_outlives_a_record_that_it_has_just_met() {
     });
 }
 
+/// Nine chunks of several pages each, of which most are deleted again; gives those that stay.
+fn mostly_garbage(disk: &SimDisk) -> Vec<u32> {
+    let (kept, gone): (Vec<u32>, Vec<u32>) = (0..).filter(|n| n % 11 == 7).take(9).partition(|n| *n % 3 == 0);
+    in_store(disk, async |store| {
+        put(&store, kept.iter().chain(&gone).copied()).await;
+        bury(&store, gone.iter().copied()).await;
+        store.close().await;
+    });
+    kept
+}
+
 /// Whatever the disk fails to read meanwhile, the next start has every chunk whole: a copy that was found bad is not preferred to
 /// what it was copied from.
 #[test]
@@ -255,14 +266,7 @@ fn a_copy_that_was_rejected_does_not_count() {
     let mut rejected = 0;
     for after in 0..60 {
         let disk = SimDisk::new(64 << 20);
-        // Of several pages each.
-        let (kept, gone): (Vec<u32>, Vec<u32>) =
-            (0..).filter(|n| n % 11 == 7).take(9).partition(|n| *n % 3 == 0);
-        in_store(&disk, async |store| {
-            put(&store, kept.iter().chain(&gone).copied()).await;
-            bury(&store, gone.iter().copied()).await;
-            store.close().await;
-        });
+        let kept = mostly_garbage(&disk);
         let set_apart = in_store_with(&disk, async |store| {
             let (operation, path) = (Operation::Read, ".seg".into());
             disk.fail(Fault { operation, path, after, times: 1, os_error: libc::EIO });
@@ -284,6 +288,69 @@ fn a_copy_that_was_rejected_does_not_count() {
         });
     }
     assert!(rejected > 3, "only {rejected} were rejected");
+}
+
+/// A byte of a copy gets wrong onto the medium, nobody is told, and the page cache has it right: what was copied stays until all
+/// was read back from the device.
+#[test]
+fn a_copy_that_the_disk_stored_wrong_costs_nothing() {
+    let mut rejected = 0;
+    // Behind what begins a segment, and anywhere in the records that are copied: headers and content.
+    for at in (4_200..60_000).step_by(211) {
+        let disk = SimDisk::new(64 << 20);
+        let kept = mostly_garbage(&disk);
+        in_store(&disk, async |store| {
+            disk.spoil_next_write(".seg", at);
+            rejected += usize::from(store.compact().await == Compaction::Refused);
+            store.remove_emptied(Duration::ZERO).await;
+            // In half of the cases again, which succeeds: into the same segment.
+            if at % 2 == 0 {
+                compact(&store).await;
+            }
+            // The next start has no reason to doubt what is before this.
+            put(&store, [1_000 * 11]).await;
+            assert_eq!(store.counters().corrupt_chunks, 0, "nothing wrong was believed, {at}");
+        });
+        disk.crash(&mut StdRng::seed_from_u64(at));
+        in_store(&disk, async |store| {
+            for n in &kept {
+                assert_eq!(is_whole(&store, *n).await, Ok(true), "{n}, byte {at}");
+            }
+        });
+    }
+    assert!(rejected > 200, "only {rejected} were rejected");
+}
+
+/// The same of a deletion: an older record of the chunk, in a segment that stays, would count again.
+#[test]
+fn a_deletion_that_the_disk_stored_wrong_stays_a_deletion() {
+    let mut rejected = 0;
+    // Behind the content of the one chunk that is copied: four deletions.
+    for at in (20_000..20_700).step_by(6) {
+        let disk = SimDisk::new(64 << 20);
+        in_store(&disk, async |store| {
+            put(&store, [21, 2]).await;
+            store.close().await;
+        });
+        in_store(&disk, async |store| {
+            put(&store, [7, 18, 29, 40]).await;
+            bury(&store, [2, 18, 29, 40]).await;
+            store.close().await;
+        });
+        in_store(&disk, async |store| {
+            // One wrong byte would be put right.
+            disk.spoil_next_write(".seg", at);
+            disk.spoil_next_write(".seg", at + 1);
+            rejected += usize::from(store.compact().await == Compaction::Refused);
+            store.remove_emptied(Duration::ZERO).await;
+        });
+        disk.crash(&mut StdRng::seed_from_u64(at));
+        in_store(&disk, async |store| {
+            assert_eq!(store.contains(id(2)), Presence::Buried, "byte {at}");
+            assert_eq!(is_whole(&store, 7).await, Ok(true), "byte {at}");
+        });
+    }
+    assert!(rejected > 50, "only {rejected} were rejected");
 }
 
 /// As `in_store`, and gives what the work gives.

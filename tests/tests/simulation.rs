@@ -11,9 +11,10 @@ use bytes::Bytes;
 use cairn_client::NodeState;
 use cairn_node::{
     api::ports::Cluster as _,
-    files::{Condition, FilePath, UploadSpec},
+    files::{Condition, FileError, FilePath, UploadSpec},
     meta::keys,
 };
+use cairn_placement::VolumeId;
 use cairn_tests::sim::{
     cluster::{BUDGET_BYTES, SimCluster, runtime},
     content::{CHUNK_BYTES, make_volume, volume},
@@ -238,6 +239,50 @@ fn one_seed_tells_one_story() {
         }
         assert_eq!(first.len(), second.len(), "seed {seed}");
     }
+}
+
+/// A file is created; the commit is late, and sent again. By then somebody else has created the file: it is refused, and the
+/// other file is deleted. Then the late one arrives: all that it compares is as it was, but for its slot.
+async fn late_creation(plant: Plant) -> Result<(), String> {
+    let cluster = SimCluster::start_planted(1, &["a", "b", "c"], plant).await;
+    make_volume(&cluster, 3).await;
+    // As a sweep begins: the next one is further away than all of this takes.
+    let sweeps = || cluster.node(0).unwrap().node().view.current().epoch;
+    let before = sweeps();
+    while sweeps() < before + 2 {
+        cluster.clock.sleep(Duration::from_millis(10)).await;
+    }
+    let content = || stream::iter([Ok(Bytes::from_static(b"small"))]).boxed();
+    // The volume that was just made is the first one.
+    cluster.faults.delay_next(keys::file::key(VolumeId(1), "late"), Duration::from_secs(8));
+    let (files, spec) =
+        (cluster.files(0).unwrap(), UploadSpec { condition: Condition::IfAbsent, ..upload_of("late") });
+    let late = tokio::spawn(async move { files.upload(spec, content()).await });
+    while !cluster.faults.plan_is_done() {
+        cluster.clock.sleep(Duration::from_millis(10)).await;
+    }
+    let (other, path) = (cluster.files(1).unwrap(), upload_of("late").path);
+    other.upload(upload_of("late"), content()).await.expect("it is created");
+    let refused = late.await.unwrap();
+    assert!(matches!(refused, Err(FileError::PreconditionFailed(_))), "{refused:?}");
+    other.delete(&volume(), &path, Condition::Always).await.expect("it is deleted");
+    cluster.clock.sleep(Duration::from_secs(6)).await;
+    assert_eq!(sweeps(), before + 2, "no sweep has begun");
+    match cluster.files(2).unwrap().stat(&volume(), &path, None).await {
+        Err(FileError::FileNotFound { .. }) => Ok(()),
+        other => Err(format!("what was refused has happened: {other:?}")),
+    }
+}
+
+#[test]
+fn what_was_refused_does_not_happen_later() {
+    assert_eq!(runtime().block_on(late_creation(Plant::None)), Ok(()));
+}
+
+#[test]
+fn a_refusal_that_is_trusted_too_early_is_found() {
+    let error = runtime().block_on(late_creation(Plant::SlotNotShut)).unwrap_err();
+    assert!(error.starts_with("what was refused has happened: Ok("), "{error}");
 }
 
 /// The record that makes a node live is written twice: the first attempt arrives late, with a lease that nobody renews. Found

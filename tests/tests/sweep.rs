@@ -7,7 +7,7 @@ use bytes::Bytes;
 use cairn_node::{
     files::{Condition, FileError, FileInfo, FilePath, ReadSpec, SharedFiles, UploadSpec},
     meta::{
-        Op, Txn,
+        Op, RangeRead, Txn,
         keys::{
             self,
             file::{Extent, FileRecord},
@@ -22,7 +22,7 @@ use cairn_tests::sim::{
     leftovers::Leftovers,
     plants::{HARE, Plant},
 };
-use futures::{StreamExt, stream};
+use futures::{SinkExt, StreamExt, channel::mpsc, stream};
 
 /// The volume that [`cluster`] makes is the first one.
 const VOLUME: VolumeId = VolumeId(1);
@@ -38,6 +38,17 @@ async fn cluster(plant: Plant) -> SimCluster {
     cluster
 }
 
+fn spec(name: &str) -> UploadSpec {
+    UploadSpec {
+        volume: volume(),
+        path: path(name),
+        size_bytes: None,
+        blake3: None,
+        condition: Condition::Always,
+        content_type: String::new(),
+    }
+}
+
 /// Uploads so many chunks, one every `pause`.
 async fn upload(
     cluster: &SimCluster,
@@ -46,14 +57,7 @@ async fn upload(
     pause: Duration,
 ) -> impl Future<Output = Result<FileInfo, FileError>> + Send + 'static {
     let (files, clock) = (cluster.files(0).unwrap(), cluster.clock.clone());
-    let spec = UploadSpec {
-        volume: volume(),
-        path: path(name),
-        size_bytes: None,
-        blake3: None,
-        condition: Condition::Always,
-        content_type: String::new(),
-    };
+    let spec = spec(name);
     let pieces: Vec<_> =
         content(chunks).chunks(CHUNK_BYTES).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
     let pieces = stream::iter(pieces).then(move |piece| {
@@ -97,6 +101,33 @@ async fn long_upload(plant: Plant) -> Result<(), String> {
     } else {
         Err(format!("{leftovers:?}"))
     }
+}
+
+/// An upload that has lasted for sweeps, and whose claim lapses when it has just been looked at.
+async fn lapsed_claim(plant: Plant) -> Result<(), String> {
+    let cluster = cluster(plant).await;
+    let (files, (mut sender, taken)) = (cluster.files(0).unwrap(), mpsc::channel(0));
+    let uploading = tokio::spawn(async move { files.upload(spec("lapsed"), taken.boxed()).await });
+    sender.send(Ok(Bytes::from(content(2)))).await.unwrap();
+    // It ends as a sweep begins for which it is too old without its claim.
+    let before = sweeps(&cluster);
+    while sweeps(&cluster) < before + 3 {
+        cluster.clock.sleep(Duration::from_millis(1)).await;
+    }
+    drop(sender);
+    let uploaded = uploading.await.unwrap();
+    let quarantine = RangeRead::prefix(keys::quarantine::PREFIX);
+    let quarantine = cluster.meta().range(quarantine).await.unwrap().entries;
+    assert_eq!(quarantine.len(), 1, "the sweep has missed the claim");
+    match uploaded {
+        Err(FileError::UploadIncomplete(why)) if why.contains("lost touch") => {}
+        other => return Err(format!("a file names what a sweep has found: {other:?}")),
+    }
+    cluster.clock.sleep(Duration::from_secs(200)).await;
+    let found = read(&cluster.files(1).unwrap(), "lapsed").await;
+    assert!(matches!(found, Err(FileError::FileNotFound { .. })), "{:?}", found.map(|bytes| bytes.len()));
+    assert!(Leftovers::of(&cluster).await.unnamed.is_empty());
+    Ok(())
 }
 
 /// A commit that arrives when its sender is long dead, and what it names is swept.
@@ -167,6 +198,17 @@ fn a_long_upload_outlives_sweeps() {
 fn a_sweep_that_ignores_uploads_is_found() {
     let error = play(long_upload, Plant::UploadsIgnored).unwrap_err();
     assert!(error.starts_with("lost: "), "{error}");
+}
+
+#[test]
+fn an_upload_whose_claim_lapses_before_its_commit_is_refused() {
+    assert_eq!(play(lapsed_claim, Plant::ClaimLapses), Ok(()));
+}
+
+#[test]
+fn a_claim_that_is_not_compared_is_found() {
+    let error = play(lapsed_claim, Plant::ClaimNotCompared).unwrap_err();
+    assert!(error.starts_with("a file names what a sweep has found: Ok("), "{error}");
 }
 
 #[test]

@@ -8,7 +8,7 @@
 //!    and written by the one writer in a group like any other, with the sequence they were first written with. So are the
 //!    tombstones of chunks that are still buried, and marks of segments that are still there. Sightings are not: a later
 //!    one is in the segment that is written now.
-//! 2. **Verify.** Once the group is durable, each copy is read from the device and verified, too.
+//! 2. **Verify.** Once the group is durable, each copy is read from the device and verified, too, deletions and marks as well.
 //! 3. **Swap.** Then the index is told the new place, if the chunk is still at the old one. A chunk that was buried or found
 //!    damaged meanwhile is not: its copy is garbage.
 //! 4. **Rest.** The segment stays for a while as it is, or until room is needed.
@@ -35,7 +35,7 @@ use super::{
     group::{Command, CopiedRecord, Copy, MARK_BYTES},
     hole::hole,
     index::{Entry, Known, Place},
-    read::{RecordFault, read_chunk, verify_on_device},
+    read::{RecordFault, read_chunk, verify_bodies, verify_on_device},
     recover::read_through,
     removed,
     scan::Found,
@@ -355,10 +355,27 @@ impl ChunkStore {
         let Batch { records, moving, bytes } = batch;
         let admitted = self.inner.space.admit(bytes, Purpose::Compact);
         let admitted = admitted.ok_or_else(|| Stopped::Later("there is no room for copies".into()))?;
+        let others: Vec<(usize, Body)> = records
+            .iter()
+            .enumerate()
+            .filter(|(_, record)| !matches!(record.body, Body::Put(_)))
+            .map(|(number, record)| (number, record.body.clone()))
+            .collect();
         let (reply, answer) = oneshot::channel();
         self.send(Command::Copy(Copy { records, admitted, reply })).await?;
         let places = answer.await.map_err(|_| PutError::Closed)??;
-        let mut unsound = None;
+        let others: Vec<_> = others.into_iter().map(|(number, body)| (places[number], body)).collect();
+        let (inner, segment) = (self.inner.clone(), places.first().map(|place| place.slot));
+        let verify_others = move || {
+            // Linux caches a file in pieces of up to 2 MiB and drops only whole ones: a record's range alone would leave it cached.
+            if let Some(slot) = segment {
+                inner.table.file(slot)?.forget_cached(0, u64::MAX / 2)?;
+            }
+            verify_bodies(&inner.table, &others)
+        };
+        let verified = self.inner.env.blocking(verify_others).await;
+        let mut unsound =
+            verified.err().map(|fault| format!("the copy of a deletion or a mark is not sound: {fault}"));
         // To the last one: what became of each copy is known afterwards.
         for Moving { id, from, record } in moving {
             let to = Entry { place: places[record], ..from };

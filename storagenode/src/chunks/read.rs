@@ -8,8 +8,9 @@ use cairn_placement::ChunkId;
 use super::{
     correct::correct_record,
     format::{Body, Position, Record, Sequence, decode_record, record_header_length},
+    group::MARK_BYTES,
     header::{ChunkHeader, frame_count},
-    index::Entry,
+    index::{Entry, Place},
     segment::SegmentTable,
 };
 use crate::env::DiskFile;
@@ -117,6 +118,19 @@ pub fn verify_on_device(table: &SegmentTable, id: ChunkId, entry: &Entry) -> Res
     file.forget_cached(position.offset, length)?;
     let (header, _) = read_header(table, id, entry, false)?;
     verify_frames(&*file, &header, position.offset + header_length)
+}
+
+/// Reads records without content, all of one segment, and compares them. Blocks.
+pub fn verify_bodies(table: &SegmentTable, bodies: &[(Place, Body)]) -> Result<(), RecordFault> {
+    let Some((first, _)) = bodies.first() else { return Ok(()) };
+    let file = table.file(first.slot)?;
+    for (place, body) in bodies {
+        let bytes = read_bytes(&*file, place.offset(), MARK_BYTES)?;
+        if decode(&bytes, &table.position(*place), false)?.body != *body {
+            return Err(corrupt("another record is in its place"));
+        }
+    }
+    Ok(())
 }
 
 fn read_bytes(file: &dyn DiskFile, offset: u64, length: u64) -> io::Result<Bytes> {

@@ -6,6 +6,7 @@
 //! * A killed process loses nothing of the cache: what it did not sync is seen by the next one, and still not durable.
 //! * A sync that fails drops the unsynced bytes and calls them clean, as Linux does: they can be read until they leave the
 //!   cache, and no later sync writes them.
+//! * A byte can be stored wrong and nobody told: the cache has it right until the page leaves it.
 //! * Blocks are counted, and run out.
 
 use std::{
@@ -62,6 +63,13 @@ struct Lie {
     times: u64,
 }
 
+/// A write of which the medium gets one byte wrong.
+struct Spoil {
+    /// Only on paths that contain this.
+    path: String,
+    at: u64,
+}
+
 /// How often things were done.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DiskCounts {
@@ -106,6 +114,7 @@ struct State {
     power_is_off: bool,
     faults: Vec<Fault>,
     lies: Vec<Lie>,
+    spoils: Vec<Spoil>,
     counts: DiskCounts,
 }
 
@@ -163,6 +172,13 @@ impl State {
             }
         }
         lied
+    }
+
+    /// Which byte of a write so long will be wrong.
+    fn spoils(&mut self, path: &Path, length: u64) -> Option<u64> {
+        let hit = |spoil: &Spoil| spoil.at < length && path.to_string_lossy().contains(&spoil.path);
+        let number = self.spoils.iter().position(hit)?;
+        Some(self.spoils.remove(number).at)
     }
 
     fn is_folder(&self, path: &Path) -> bool {
@@ -314,6 +330,11 @@ impl SimDisk {
 
     pub fn tell_the_truth(&self) {
         self.state.lock().lies.clear();
+    }
+
+    /// Of the next write in such a path that is longer than `at`, that byte gets wrong onto the medium, and nobody is told.
+    pub fn spoil_next_write(&self, path: &str, at: u64) {
+        self.state.lock().spoils.push(Spoil { path: path.into(), at });
     }
 
     pub fn counts(&self) -> DiskCounts {

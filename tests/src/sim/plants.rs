@@ -38,10 +38,16 @@ pub enum Plant {
     QueueNotCompared,
     /// Commits are sent again without comparing their slot (R4).
     SlotNotCompared,
+    /// A refused commit is believed although an earlier send of it may still arrive: its slot is not written (R4).
+    SlotNotShut,
     /// No bug: nodes hear of registrations, and of what comes after them, [`LATE`] later than others would.
     StartsComeLate,
     /// The same, and commits do not compare them (R4).
     StartsNotCompared,
+    /// No bug: a claim lapses between the look at it and the commit that needs it, and a sweep takes what it kept for left behind.
+    ClaimLapses,
+    /// The same, and the commit does not compare the claim (R2).
+    ClaimNotCompared,
     /// Uploads take one of a few generations, so that positions are sealed again (R1).
     GenerationsRepeat,
     /// Nothing limits the content that nodes hold in memory.
@@ -58,6 +64,11 @@ const FORM: &[u8] = b"file/00000001/!";
 
 /// How late nodes hear of it with [`Plant::StartsComeLate`].
 const LATE: Duration = Duration::from_secs(3);
+
+/// How late a sweep comes to look at uploads with [`Plant::ClaimLapses`], so that its looks come after the lapse.
+const LINGER: Duration = Duration::from_secs(1);
+/// Within this, a sweep has looked.
+const LOOKED: Duration = Duration::from_secs(5);
 
 /// The gateway whose download is pinned by [`Plant::PinnedBehindTheLook`].
 pub const GUEST: &str = "guest";
@@ -98,6 +109,26 @@ struct PlantedMeta {
     plant: Plant,
     /// Transactions so far that write a file's record.
     commits: AtomicU32,
+}
+
+/// Which keys nothing compares.
+type Forgotten = fn(&[u8]) -> bool;
+
+impl Plant {
+    fn forgotten(self) -> Option<Forgotten> {
+        match self {
+            Self::EpochNotCompared => Some(|key| key == keys::epoch_key()),
+            Self::SlotNotCompared => Some(|key| key.starts_with(b"slot/")),
+            Self::QueueNotCompared => Some(|key| key.starts_with(keys::collect::PREFIX)),
+            Self::StartsNotCompared => Some(|key| key == keys::starts_key()),
+            Self::ClaimNotCompared => Some(|key| key.starts_with(keys::upload::PREFIX)),
+            _ => None,
+        }
+    }
+
+    fn lets_claims_lapse(self) -> bool {
+        matches!(self, Self::ClaimLapses | Self::ClaimNotCompared)
+    }
 }
 
 fn writes_a_file(txn: &Txn) -> bool {
@@ -143,6 +174,35 @@ impl PlantedMeta {
     }
 }
 
+impl PlantedMeta {
+    /// Ends the claim that a commit gives up, and waits until a sweep has missed it. The first attempt goes through: it fails, since
+    /// the epoch has been raised, and looks at the claim.
+    async fn lapse(&self, txn: &Txn) -> Result<(), MetaError> {
+        let claims = |op: &Op| match op {
+            Op::Delete { key } if key.starts_with(keys::upload::PREFIX) => Some(key.clone()),
+            _ => None,
+        };
+        let Some(claim) = txn.then.iter().find_map(claims).filter(|_| writes_a_file(txn)) else {
+            return Ok(());
+        };
+        if self.commits.fetch_add(1, Ordering::Relaxed) != 1 {
+            return Ok(());
+        }
+        let missed = [keys::quarantine::PREFIX, &claim[keys::upload::PREFIX.len()..]].concat();
+        self.store.txn(Txn { then: vec![Op::delete(claim)], ..Txn::default() }).await?;
+        let until = tokio::time::Instant::now() + LOOKED;
+        while self.store.get(&missed).await?.is_none() && tokio::time::Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a transaction writes a slot, and nothing else.
+fn shuts_a_slot(txn: &Txn) -> bool {
+    matches!(&txn.then[..], [Op::Put { key, .. }] if key.starts_with(b"slot/"))
+}
+
 /// A watch that overlooks what happens to files.
 struct BlindWatch(Box<dyn Watch>);
 
@@ -181,6 +241,9 @@ impl Watch for LateWatch {
 impl MetaStore for PlantedMeta {
     async fn range(&self, read: RangeRead) -> Result<Page, MetaError> {
         self.dodge(&read).await?;
+        if self.plant.lets_claims_lapse() && read.start == keys::upload::PREFIX {
+            tokio::time::sleep(LINGER).await;
+        }
         let hidden = match self.plant {
             Plant::UploadsIgnored => read.start.starts_with(keys::upload::PREFIX),
             Plant::PinsIgnored => read.start.starts_with(keys::pin::PREFIX),
@@ -197,17 +260,15 @@ impl MetaStore for PlantedMeta {
     }
 
     async fn txn(&self, mut txn: Txn) -> Result<TxnResult, MetaError> {
-        if self.plant == Plant::EpochNotCompared {
-            txn.compare.retain(|compare| !compares(compare, |key| key == keys::epoch_key()));
+        if let Some(forgotten) = self.plant.forgotten() {
+            txn.compare.retain(|compare| !compares(compare, forgotten));
         }
-        if self.plant == Plant::SlotNotCompared {
-            txn.compare.retain(|compare| !compares(compare, |key| key.starts_with(b"slot/")));
+        if self.plant.lets_claims_lapse() {
+            self.lapse(&txn).await?;
         }
-        if self.plant == Plant::QueueNotCompared {
-            txn.compare.retain(|compare| !compares(compare, |key| key.starts_with(keys::collect::PREFIX)));
-        }
-        if self.plant == Plant::StartsNotCompared {
-            txn.compare.retain(|compare| !compares(compare, |key| key == keys::starts_key()));
+        if self.plant == Plant::SlotNotShut && shuts_a_slot(&txn) {
+            let revision = self.store.range(RangeRead::prefix(b"slot/")).await?.revision;
+            return Ok(TxnResult { succeeded: true, revision, reads: vec![] });
         }
         if self.plant == Plant::FullAfterLostAnswer && writes_a_file(&txn) {
             match self.commits.fetch_add(1, Ordering::Relaxed) {

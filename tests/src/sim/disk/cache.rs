@@ -20,6 +20,8 @@ pub struct Inode {
     pub pages: BTreeMap<u64, Page>,
     dirty_pages: BTreeSet<u64>,
     pub blocks: BTreeSet<u64>,
+    /// Bytes that the next sync gets wrong onto the medium.
+    pub spoiled: Vec<u64>,
 }
 
 /// 4 KiB of a file: as it is read, and as it is on the medium.
@@ -30,12 +32,14 @@ pub struct Page {
     dirty: u8,
     /// One bit a sector: dropped by a failed sync, readable only from the cache.
     limbo: u8,
+    /// One bit a sector: wrong on the medium, right in the cache.
+    spoiled: u8,
 }
 
 impl Page {
     pub fn new() -> Self {
         let zeros: PageBytes = Arc::new([0; PAGE_BYTES]);
-        Self { cached: zeros.clone(), durable: zeros, dirty: 0, limbo: 0 }
+        Self { cached: zeros.clone(), durable: zeros, dirty: 0, limbo: 0, spoiled: 0 }
     }
 
     /// Takes sectors from one copy to the other.
@@ -62,6 +66,7 @@ impl Inode {
             for sector in from / SECTOR_BYTES..(from + length).div_ceil(SECTOR_BYTES) {
                 page.dirty |= 1 << sector;
                 page.limbo &= !(1 << sector);
+                page.spoiled &= !(1 << sector);
             }
             self.dirty_pages.insert(number);
             offset += length as u64;
@@ -102,6 +107,12 @@ impl Inode {
             Page::copy_sectors(&page.cached, &mut page.durable, page.dirty);
             page.dirty = 0;
         }
+        for offset in std::mem::take(&mut self.spoiled) {
+            let at = (offset % PAGE_BYTES as u64) as usize;
+            let page = self.pages.get_mut(&(offset / PAGE_BYTES as u64)).expect("it was written");
+            Arc::make_mut(&mut page.durable)[at] ^= 0x10;
+            page.spoiled |= 1 << (at / SECTOR_BYTES);
+        }
     }
 
     pub fn fail_sync(&mut self) {
@@ -114,7 +125,8 @@ impl Inode {
     pub fn forget(&mut self, offset: u64, end: u64) {
         for page in self.pages.range_mut(offset / PAGE_BYTES as u64..end.div_ceil(PAGE_BYTES as u64)) {
             let page = page.1;
-            Page::copy_sectors(&page.durable, &mut page.cached, std::mem::take(&mut page.limbo));
+            let left = std::mem::take(&mut page.limbo) | std::mem::take(&mut page.spoiled);
+            Page::copy_sectors(&page.durable, &mut page.cached, left);
         }
     }
 
@@ -127,9 +139,10 @@ impl Inode {
                 (0..8).filter(|_| random.random_bool(keep)).fold(0u8, |mask, sector| mask | 1 << sector);
             Page::copy_sectors(&page.cached, &mut page.durable, pending & kept);
             page.cached = page.durable.clone();
-            (page.dirty, page.limbo) = (0, 0);
+            (page.dirty, page.limbo, page.spoiled) = (0, 0, 0);
         }
         self.dirty_pages.clear();
+        self.spoiled.clear();
         if random.random_bool(1.0 - keep) {
             self.size = self.durable_size;
         }

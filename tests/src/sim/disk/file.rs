@@ -74,9 +74,11 @@ impl DiskFile for SimFile {
         let mut state = self.begin(Operation::Write)?;
         state.counts.writes += 1;
         let length: u64 = parts.iter().map(|part| part.len() as u64).sum();
+        let spoiled = state.spoils(&self.path, length);
         let page = PAGE_BYTES as u64;
         state.take_blocks(self.inode, offset / page, (offset + length).div_ceil(page))?;
         let inode = state.inodes.get_mut(&self.inode).expect("the file exists");
+        inode.spoiled.extend(spoiled.map(|at| offset + at));
         for part in parts {
             inode.write(offset, part);
             offset += part.len() as u64;

@@ -124,3 +124,18 @@ fn the_power_cut_comes_after_the_counted_changes() {
     assert!(f.size().is_err());
     disk.crash(&mut random(1));
 }
+
+#[test]
+fn what_is_stored_wrong_looks_right_until_it_leaves_the_cache() {
+    let disk = SimDisk::new(1 << 20);
+    let f = file(&disk, "/f");
+    disk.spoil_next_write("f", 5_000);
+    f.write_at(&[IoSlice::new(&[3; 4_096])], 0).unwrap();
+    f.write_at(&[IoSlice::new(&[7; 9_000])], 4_096).unwrap();
+    f.sync_all().unwrap();
+    disk.kill();
+    let wrong = || content(&disk, "/f").unwrap()[4_096..].iter().position(|byte| *byte != 7);
+    assert_eq!(wrong(), None, "the first write is too short, and the second one is in the cache");
+    disk.open(Path::new("/f"), OpenMode::Read).unwrap().forget_cached(0, 20_000).unwrap();
+    assert_eq!(wrong(), Some(5_000));
+}
