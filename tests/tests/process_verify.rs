@@ -36,22 +36,7 @@ async fn every_chunk_of_a_stopped_node_is_read_and_damage_is_named() {
     assert!(sound.stdout.contains("10 chunks with 26214400 bytes"), "{}", sound.stdout);
     assert!(sound.stdout.contains("all of it is whole"), "{}", sound.stdout);
 
-    // One bit of the content of a chunk.
-    let segments = fs::read_dir(cluster.data_folder(0).join("segments")).unwrap();
-    let paths = segments.map(|entry| entry.unwrap().path());
-    let largest = paths.max_by_key(|path| path.metadata().unwrap().len()).unwrap();
-    let file = fs::OpenOptions::new().read(true).write(true).open(&largest).unwrap();
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, 2_000_000).unwrap();
-    file.write_all_at(&[byte[0] ^ 4], 2_000_000).unwrap();
-    let damaged = verify(&cluster, None);
-    assert_eq!(damaged.code, Some(1), "{}", damaged.stdout);
-    assert!(damaged.stdout.starts_with("damaged: chunk "), "{}", damaged.stdout);
-    assert!(damaged.stdout.contains("10 chunks with 22020096 bytes"), "{}", damaged.stdout);
-    assert!(damaged.stdout.contains("damaged chunks: 1, damaged ranges besides: 0"), "{}", damaged.stdout);
-    file.write_all_at(&byte, 2_000_000).unwrap();
-
-    // One byte of each of the files beside them.
+    // One byte of each of the files beside the segments.
     let folder = cluster.data_folder(0).to_owned();
     let hint = folder.join("hints").join("no-hint");
     fs::write(&hint, "what is left of a hint").unwrap();
@@ -69,6 +54,21 @@ async fn every_chunk_of_a_stopped_node_is_read_and_damage_is_named() {
         fs::write(path, whole).unwrap();
     }
     fs::remove_file(hint).unwrap();
+
+    // One bit of the content of a chunk.
+    let segments = fs::read_dir(cluster.data_folder(0).join("segments")).unwrap();
+    let paths = segments.map(|entry| entry.unwrap().path());
+    let largest = paths.max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let file = fs::OpenOptions::new().read(true).write(true).open(&largest).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 2_000_000).unwrap();
+    file.write_all_at(&[byte[0] ^ 4], 2_000_000).unwrap();
+    let damaged = verify(&cluster, None);
+    assert_eq!(damaged.code, Some(1), "{}", damaged.stdout);
+    assert!(damaged.stdout.starts_with("damaged: chunk "), "{}", damaged.stdout);
+    assert!(damaged.stdout.contains("10 chunks with 22020096 bytes"), "{}", damaged.stdout);
+    assert!(damaged.stdout.contains("damaged chunks: 1, damaged ranges besides: 0"), "{}", damaged.stdout);
+    file.write_all_at(&byte, 2_000_000).unwrap();
 
     // A folder that is no node's stays as it is.
     let empty = Scratch::new("verify").unwrap();

@@ -24,7 +24,6 @@ use super::{
     format::{Sighting, Tombstone, align, record_header_length},
     group::{Bury, Command, Put},
     header::{ChunkHeader, SealedChunk, frame_count},
-    hint,
     hole::Hole,
     identity::Identity,
     index::{Damage, Entry, Index, Known},
@@ -331,12 +330,6 @@ impl ChunkStore {
     }
 
     /// Why the disk takes no writes, if the latest one failed.
-    /// Hints that are none.
-    pub(super) async fn damaged_hints(&self) -> Vec<String> {
-        let inner = self.inner.clone();
-        self.inner.env.blocking(move || hint::damaged(&*inner.env.disk, &inner.table)).await
-    }
-
     pub fn failing(&self) -> Option<String> {
         self.inner.failing.lock().clone()
     }

@@ -9,7 +9,7 @@ use std::path::Path;
 use cairn_placement::{ChunkId, PgId, VolumeId};
 
 use super::{
-    ChunkStore, CorruptRange, OpenError, Opening, Scope, StoreOptions,
+    ChunkStore, CorruptRange, OpenError, Opening, Scope, StoreOptions, hint,
     identity::{fault_of_one, read_identity},
 };
 use crate::env::Env;
@@ -40,6 +40,14 @@ pub struct Verified {
 impl Verified {
     pub fn is_sound(&self) -> bool {
         self.damaged == 0 && self.corrupt.is_empty() && self.identity.is_none()
+    }
+}
+
+impl ChunkStore {
+    /// Hints that are none.
+    async fn damaged_hints(&self) -> Vec<String> {
+        let inner = self.inner.clone();
+        self.inner.env.blocking(move || hint::damaged(&*inner.env.disk, &inner.table)).await
     }
 }
 
