@@ -11,6 +11,7 @@ use rand::Rng;
 
 const LOWEST: u16 = 12_000;
 const HIGHEST: u16 = 30_000;
+const ROWS_END: u16 = 32_000;
 
 /// `count` different ports that nothing listens on and that this process has not handed out before.
 pub fn free(count: usize) -> Vec<u16> {
@@ -32,6 +33,21 @@ pub fn free(count: usize) -> Vec<u16> {
     panic!(
         "no {count} free TCP ports between {LOWEST} and {HIGHEST}: end what listens there (see `ss -ltn`)"
     );
+}
+
+/// The first of `count` ports in a row that nothing listens on and that this process gives to nobody else: for clusters whose
+/// nodes are away for a while, in which whoever looks for a free port would find theirs. Above what [`free`] gives.
+pub fn row(count: u16) -> u16 {
+    static NEXT: Mutex<u16> = Mutex::new(HIGHEST);
+    let mut next = NEXT.lock().unwrap_or_else(|e| e.into_inner());
+    while *next + count <= ROWS_END {
+        let first = *next;
+        *next += count;
+        if (first..first + count).all(is_free) {
+            return first;
+        }
+    }
+    panic!("no {count} free TCP ports in a row between {HIGHEST} and {ROWS_END}");
 }
 
 /// One free port.

@@ -10,6 +10,7 @@ use cairn_client::{
     Client, DownloadOptions, ErrorCode, NodeState, StatusResponse, UploadOptions, config::ConfigFile,
 };
 use cairn_tests::{
+    ports,
     process::{Output, Process, Spec, poll, run},
     programs,
     scratch::Scratch,
@@ -39,16 +40,23 @@ metadata: {name: files}
 spec: {clusterRef: {name: desk}, copies: 3}
 ";
 
-/// A folder for manifests, data and logs of one test.
-struct Place(Scratch);
+/// A folder for manifests, data and logs of one test, and ports: nodes that are down must find theirs again, while other
+/// tests' clusters look for some.
+struct Place {
+    folder: Scratch,
+    base_port: u16,
+}
+
+/// Ports of one cluster, at most.
+const PORTS: u16 = 32;
 
 impl Place {
     fn new() -> Self {
-        Self(Scratch::new("local").unwrap())
+        Self { folder: Scratch::new("local").unwrap(), base_port: ports::row(PORTS) }
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+        self.folder.path().join(name)
     }
 
     fn write(&self, name: &str, text: &str) -> PathBuf {
@@ -61,7 +69,7 @@ impl Place {
         for manifest in manifests {
             spec = spec.arg("-f").arg(manifest);
         }
-        spec.arg("--data-dir").arg(self.path("data")).args(["--base-port", "0"])
+        spec.arg("--data-dir").arg(self.path("data")).args(["--base-port", &self.base_port.to_string()])
     }
 
     /// Starts the cluster and waits until it is ready.
