@@ -17,6 +17,8 @@ use std::{future::Future, io, path::Path, pin::Pin, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+#[cfg(test)]
+pub(crate) mod paused;
 pub mod real;
 
 /// A future that can be kept in a trait object.

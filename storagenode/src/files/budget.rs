@@ -341,3 +341,96 @@ pub fn hold(content: Bytes, room: Option<Room>) -> Bytes {
     }
     Bytes::from_owner(Held { content, _room: room })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::env::paused::paused;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn free(budget: &Budget) -> usize {
+        budget.0.permits.available_permits()
+    }
+
+    /// A stream that holds one permit and to which so many bytes went in four seconds.
+    fn stream(budget: &Budget, bytes: usize) -> Paced {
+        let paced = budget.paced();
+        {
+            let mut pace = paced.stream.pace.lock();
+            (pace.held, pace.bytes, pace.waited) = (1, bytes as u64, 4 * SECOND);
+        }
+        paced
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_slowest_makes_room_and_fast_ones_never_do() {
+        let env = paused();
+        let budget = Budget::new(env.clone(), 8 * PERMIT_BYTES);
+        let room = budget.take(8 * PERMIT_BYTES).await.unwrap();
+        let fast = stream(&budget, 4 * SLOW_BYTES_A_SECOND as usize);
+        let slower = stream(&budget, 40 << 10);
+        let slowest = stream(&budget, 4 << 10);
+        let slow = stream(&budget, 80 << 10);
+        let ended = || [&fast, &slower, &slowest, &slow].map(|stream| stream.ended().is_cancelled());
+        let wanted = budget.take(PERMIT_BYTES);
+        tokio::pin!(wanted);
+        let mut seen = Vec::new();
+        let refused = loop {
+            tokio::select! {
+                biased;
+                refused = &mut wanted => break refused,
+                () = env.clock.sleep(SECOND) => {
+                    if seen.last() != Some(&ended()) {
+                        seen.push(ended());
+                    }
+                }
+            }
+        };
+        assert!(matches!(refused, Err(FileError::Overloaded(_))), "nobody gave anything back");
+        let expected =
+            [[false; 4], [false, false, true, false], [false, true, true, false], [false, true, true, true]];
+        assert_eq!(seen, expected);
+        assert!((TAKE_LIMIT..TAKE_LIMIT + LOOK_EVERY).contains(&env.clock.monotonic()));
+        drop(room);
+        assert_eq!((free(&budget), budget.0.wanted.load(Ordering::Relaxed)), (8, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_upload_gives_back_what_it_does_not_fill_and_grows_by_the_piece() {
+        let env = paused();
+        let budget = Budget::new(env.clone(), 100 * PERMIT_BYTES);
+        let (whole, mut gathering) = (64 * PERMIT_BYTES, budget.gathering());
+        gathering.grow(1, whole).await.unwrap();
+        assert_eq!(free(&budget), 36, "a whole chunk's");
+        let after = async |delay: Duration| {
+            env.clock.sleep(delay).await;
+            Ok(Some(Bytes::from_static(b"1")))
+        };
+        gathering.wait_for(after(PATIENCE / 2)).await.unwrap();
+        assert_eq!(free(&budget), 36, "it may be fast");
+        gathering.wait_for(after(PATIENCE)).await.unwrap();
+        assert_eq!(free(&budget), 99);
+        gathering.grow(PERMIT_BYTES, whole).await.unwrap();
+        assert_eq!(free(&budget), 99 - GROW_BYTES / PERMIT_BYTES);
+        gathering.grow(GROW_BYTES, whole).await.unwrap();
+        assert_eq!(free(&budget), 99 - 2 * GROW_BYTES / PERMIT_BYTES);
+        drop(gathering.complete());
+        assert_eq!(free(&budget), 100);
+        gathering.grow(1, whole).await.unwrap();
+        assert_eq!(free(&budget), 36, "the next chunk begins as the first did");
+        drop(gathering);
+        assert_eq!((free(&budget), budget.0.streams.lock().len()), (100, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn content_holds_its_room_until_the_last_of_it_is_gone() {
+        let budget = Budget::new(paused(), 2 * PERMIT_BYTES);
+        let content = hold(Bytes::from(vec![7; 1000]), budget.try_take(PERMIT_BYTES));
+        let rest = content.slice(999..);
+        drop(content);
+        assert_eq!((rest.as_ref(), free(&budget)), (&[7][..], 1));
+        drop(rest);
+        assert_eq!(free(&budget), 2);
+    }
+}

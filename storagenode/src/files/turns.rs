@@ -51,7 +51,7 @@ impl Drop for Turn {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::env::real::without_network;
+    use crate::env::{paused::paused, real::without_network};
 
     #[tokio::test]
     async fn one_after_the_other_and_nothing_is_kept() {
@@ -67,6 +67,24 @@ mod tests {
         let second = second.await.unwrap();
         assert!(second.permit.is_some());
         drop(second);
+        assert!(turns.0.lock().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_long() {
+        let (env, turns) = (paused(), Arc::new(Turns::default()));
+        let key = Bytes::from_static(b"k");
+        let first = turns.take(&env, key.clone()).await;
+        let second = turns.take(&env, key.clone()).await;
+        assert_eq!(env.clock.monotonic(), TURN_LIMIT);
+        assert!(first.permit.is_some() && second.permit.is_none());
+        drop(second);
+        // The first one's turn goes on, and the next after it waits for it.
+        let third = turns.take(&env, key.clone());
+        tokio::pin!(third);
+        assert!(futures::poll!(&mut third).is_pending());
+        drop(first);
+        assert!(third.await.permit.is_some());
         assert!(turns.0.lock().is_empty());
     }
 }
