@@ -189,27 +189,3 @@ fn slow_downloads_make_room_for_others() {
         }
     });
 }
-
-#[test]
-fn a_reader_who_becomes_slow_keeps_no_more_than_other_slow_ones() {
-    runtime().block_on(async {
-        let cluster = one_node().await;
-        put(&cluster, "file", 8 * BUDGET_BYTES).await.unwrap();
-        let mut download = get(&cluster, "file").await.unwrap();
-        // For long enough that the node reads ahead as far as it ever does.
-        for _ in 0..100 {
-            download.content.next().await.unwrap().unwrap();
-        }
-        let (ended, clock) = (download.ended.clone(), cluster.clock.clone());
-        // What was read ahead is used up.
-        for _ in 0..80 {
-            let frame = download.content.next().await.unwrap().unwrap();
-            clock.sleep(Duration::from_secs(frame.len().div_ceil(A_SECOND) as u64)).await;
-        }
-        let took = hurry(&cluster).await;
-        println!("took {took:?}");
-        assert!(took < SOON, "{took:?}");
-        assert!(!ended.is_cancelled(), "there was room for all");
-        drop(download);
-    });
-}
