@@ -8,7 +8,7 @@ RUN = $(CARGO) run --quiet --profile ci --bin
 unexport RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo kube bench test soak quick lint readme
+.PHONY: help setup build demo kube bench test soak mutants quick lint readme
 
 help:
 	@echo 'make setup    find, install or build what the build and the tests need'
@@ -18,6 +18,7 @@ help:
 	@echo 'make bench    how fast a cluster is on this machine, beside what the machine can do; ARGS=--help says more'
 	@echo 'make test     everything, in stages; ends with what passed, failed and was skipped'
 	@echo 'make soak     200 rounds of kill -9 under load, and 20,000 simulated histories: about three hours'
+	@echo 'make mutants  plant known bugs one by one in a copy, and see the simulator find each: about an hour; ONLY=name for one'
 	@echo 'make quick    formatting, unit tests and the rules of the repository: a few minutes at most'
 	@echo 'make lint     rustfmt and clippy'
 	@echo 'make readme   write the table of promises into README.md'
@@ -46,6 +47,10 @@ test:
 
 soak:
 	@.ci/stages soak
+
+mutants:
+	@.ci/setup build
+	@.ci/mutants $(ONLY)
 
 quick:
 	@.ci/stages quick

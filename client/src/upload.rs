@@ -205,7 +205,8 @@ impl Client {
     }
 
     /// An attempt failed after everything was sent. Finds out whether it was stored: `Some`, it is there; `None`, it is
-    /// not, and sending it again does no harm; an error, that cannot be told.
+    /// not, and sending it again does no harm; an error, that cannot be told. Then it is not sent again (R4): what somebody
+    /// else did since would be undone.
     async fn look_after(
         &self,
         volume: &str,
@@ -225,9 +226,11 @@ impl Client {
             .is_some_and(|file| file.size_bytes == size_bytes && file.blake3[..] == digest.as_bytes()[..]);
         match condition {
             Condition::Always if same => Ok(found),
-            Condition::Always => Ok(None),
-            Condition::IfAbsent if found.is_none() => Ok(None),
+            // An etag is never given twice: this upload would have replaced it. If it does so yet, the next one is refused.
             Condition::IfMatch(etag) if found.as_ref().is_some_and(|file| file.etag == *etag) => Ok(None),
+            // It may have been stored and then deleted or replaced: another try would undo that.
+            _ if found.is_none() => Err(unknown(error, "the file is not there now")),
+            Condition::Always => Err(unknown(error, "the file has other content now")),
             _ => Err(unknown(
                 error,
                 "a file is there, but whether this upload or another put it there cannot be told",

@@ -28,13 +28,14 @@ const STAYS: &str = "cairn-operator local";
 /// `make` targets that documents speak of, and the test that runs what each does: in blocks of commands they only say so.
 /// What the Makefile makes of each word is held by `stages.rs`. `make test` cannot run in a test of its own: what it does
 /// with its stages is tried there.
-const MAKE: [(&str, &str); 11] = [
+const MAKE: [(&str, &str); 12] = [
     ("", "stages.rs::make_alone_lists_every_target"),
     ("setup", "stages.rs::quick_lint_setup_and_build_are_parts_of_what_make_test_runs"),
     ("build", "readme.rs::make_build_builds_every_program"),
     ("demo", "process_demo.rs::the_demo_passes_and_leaves_nothing"),
     ("kube", "kubelets.rs::make_kube_shows_cairn_and_ends_at_ctrl_c"),
     ("soak", "stages.rs::soak_plays_more_of_what_make_test_plays"),
+    ("mutants", "stages.rs::mutants_are_planted_by_a_program_of_their_own"),
     ("quick", "stages.rs::quick_lint_setup_and_build_are_parts_of_what_make_test_runs"),
     ("lint", "stages.rs::quick_lint_setup_and_build_are_parts_of_what_make_test_runs"),
     ("test", "stages.rs::every_test_binary_runs_once_and_all_are_counted"),

@@ -34,9 +34,10 @@ const SEEDS: Range<u64> = 0..1_000;
 /// Of these, so many are played twice.
 const REPLAYED: usize = 25;
 /// What every thousand histories must have seen of each, at least: else the simulation shows less than it says.
-const SEEN: [(&str, usize); 15] = [
+const SEEN: [(&str, usize); 19] = [
     ("bytes: done", 5_000),
     ("Create(", 1_000),
+    ("Replace(", 1_000),
     ("Delete: done", 500),
     ("Move(", 2_000),
     ("): done", 1_000),
@@ -50,6 +51,9 @@ const SEEN: [(&str, usize); 15] = [
     ("slow: 4s", 300),
     ("are left behind", 50),
     ("segments are compacted", 500),
+    ("patient 4", 200),
+    ("patient 5", 200),
+    ("is read to its end", 250),
 ];
 
 fn seeds() -> Range<u64> {
@@ -130,6 +134,20 @@ fn a_commit_that_is_repeated_without_its_slot_is_found() {
 #[test]
 fn a_position_that_is_sealed_again_is_found() {
     let failure = first_found(Plant::GenerationsRepeat, SEEDS).expect("must be found");
+    println!("seed {}: {}", failure.seed, failure.why);
+}
+
+/// By an upload that lasts for sweeps, whatever fails meanwhile (R2).
+#[test]
+fn a_sweep_that_ignores_uploads_is_found_by_stories() {
+    let failure = first_found(Plant::UploadsIgnored, SEEDS).expect("must be found");
+    println!("seed {}: {}", failure.seed, failure.why);
+}
+
+/// By a download that lasts for longer than what it reads rests (R7).
+#[test]
+fn a_collection_that_ignores_pins_is_found_by_stories() {
+    let failure = first_found(Plant::PinsIgnored, SEEDS).expect("must be found");
     println!("seed {}: {}", failure.seed, failure.why);
 }
 

@@ -49,6 +49,7 @@ fn make_with(arguments: &[&str], ci: bool, script: &str, change: impl FnOnce(Str
     fs::copy(repository.join("Makefile"), path("Makefile")).unwrap();
     executable(&path(".ci/stages"), &change(fs::read_to_string(repository.join(".ci/stages")).unwrap()));
     program(&path(".ci/setup"), "echo setup $* >>calls");
+    program(&path(".ci/mutants"), "echo mutants $* >>calls");
     program(&path("bin/cargo"), &format!("echo cargo \"$*\" >>calls\n{script}"));
     let search = format!("{}:{}", path("bin").display(), std::env::var("PATH").unwrap());
     let mut command = Command::new("make");
@@ -193,6 +194,15 @@ fn soak_plays_more_of_what_make_test_plays() {
     let build = "cargo build --profile ci --workspace --bins --tests".to_owned();
     let rest = [format!("{test} process_rounds"), format!("{test} simulation whatever")];
     assert_eq!(soak, [vec!["setup".to_owned(), build], rest.to_vec()].concat());
+}
+
+#[test]
+fn mutants_are_planted_by_a_program_of_their_own() {
+    if require(&[Need::System("make")]).is_err() {
+        return;
+    }
+    assert_eq!(calls(&["mutants"]), ["setup build", "mutants"]);
+    assert_eq!(calls(&["mutants", "ONLY=one another"]), ["setup build", "mutants one another"]);
 }
 
 #[test]

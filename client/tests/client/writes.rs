@@ -87,14 +87,21 @@ async fn an_unknown_commit_that_happened_is_found_and_not_repeated() {
     }
 }
 
+/// It may have happened, and somebody else may have deleted or replaced the file since: that would be undone.
 #[tokio::test]
-async fn an_unknown_commit_that_did_not_happen_is_repeated() {
-    let cluster = Cluster::start(2).await;
-    cluster.fake.store("a/b", b"old");
-    cluster.fake.fail("upload", [Fault::SkipThenUnknown]);
-    put(&cluster.client(), unconditional(), b"new").await.unwrap();
-    assert_eq!(cluster.fake.calls("upload"), 2);
-    assert_eq!(cluster.fake.content("a/b").unwrap(), "new");
+async fn an_unknown_commit_that_nothing_shows_is_not_repeated() {
+    for stored_since in [None, Some("another's")] {
+        for condition in [Condition::Always, Condition::IfAbsent] {
+            let cluster = Cluster::start(2).await;
+            if let (Some(content), Condition::Always) = (stored_since, &condition) {
+                cluster.fake.store("a/b", content.as_bytes());
+            }
+            cluster.fake.fail("upload", [Fault::SkipThenUnknown]);
+            let error = put(&cluster.client(), conditional(condition), b"new").await.unwrap_err();
+            assert_eq!((error.code(), error.effect()), (ErrorCode::CommitUnknown, Effect::Unknown));
+            assert_eq!(cluster.fake.calls("upload"), 1);
+        }
+    }
 }
 
 #[tokio::test]

@@ -5,8 +5,8 @@
 //!
 //! - An upload takes the room of a whole chunk first: then whoever is fast always gets to the end of one. If the chunk is not
 //!   whole after [`PATIENCE`], the upload gives back what it does not fill, and grows by the piece ([`Gathering`]).
-//! - A download reads ahead only as far as its reader is fast, and its frames hold their memory until the last of them
-//!   has left ([`hold`]).
+//! - A download reads ahead only as far as its reader is fast, but for one piece in the beginning while there is plenty, and
+//!   its frames hold their memory until the last of them has left ([`hold`]).
 //! - When somebody waits and nobody was given any for [`PRESS_AFTER`], streams slower than [`SLOW_BYTES_A_SECOND`] are
 //!   ended, the slowest first. Without anybody who waits, the slowest may go on for as long as they are not dead.
 
@@ -43,6 +43,8 @@ const PRESS_SHARE: usize = 8;
 const SLOW_BYTES_A_SECOND: u64 = 64 << 10;
 /// A stream is as fast as it was over so many bytes last.
 const PACE_BYTES: u64 = 1 << 20;
+/// The part of all memory up to which there is plenty left: one in so many.
+const PLENTY_SHARE: usize = 4;
 /// What an upload takes at a time that has given room back.
 const GROW_BYTES: usize = 256 << 10;
 
@@ -134,6 +136,13 @@ impl Budget {
     /// Memory that is free now.
     pub fn try_take(&self, bytes: usize) -> Option<Room> {
         self.0.permits.clone().try_acquire_many_owned(permits(bytes) as u32).ok()
+    }
+
+    /// Memory that is free now, if there is plenty left.
+    pub fn try_take_of_plenty(&self, bytes: usize) -> Option<Room> {
+        let left = self.0.permits.available_permits().checked_sub(permits(bytes))?;
+        let plenty = self.0.total - left <= self.0.total / PLENTY_SHARE;
+        plenty.then(|| self.try_take(bytes)).flatten()
     }
 
     /// Ends slow streams if nobody was given memory for a while.

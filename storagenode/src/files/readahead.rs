@@ -2,7 +2,8 @@
 //!
 //! A download has room of its own from its beginning to its end, for a small piece and for what is on its way out: one
 //! that has begun never waits for memory, and never fails for want of it as long as its reader is not slow. More is
-//! taken for a fast reader, as long as there is more, and each frame gives its room back when it has left.
+//! taken for a fast reader, as long as there is more, and each frame gives its room back when it has left. While most of the
+//! memory is free, the first piece is a whole one, too: half as many requests for a file of a few MiB.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -24,9 +25,9 @@ const OWN_FRAMES: usize = 4;
 const LEAST_FRAMES: usize = 2;
 /// And for one who was fast all the time.
 const MOST_FRAMES: usize = 4 * PIECE_FRAMES;
-/// A reader who took a piece within this time may be as fast with more.
+/// A reader who took what was read ahead, or a piece of it, within this time may be as fast with more.
 const FAST: Duration = Duration::from_secs(1);
-/// One who took longer than this for a piece starts again.
+/// One who took longer than this for that starts again.
 const SLOW: Duration = Duration::from_secs(2);
 
 /// How many times as much a fast reader gets next.
@@ -48,8 +49,10 @@ pub(super) struct ReadAhead<F, K> {
     ready: VecDeque<Bytes>,
     /// Frames to have, coming or ready.
     ahead: usize,
-    /// For the reader, since the last piece came.
+    /// For the reader, and frames taken, since it was last decided how far to read ahead.
     waited: Duration,
+    taken: usize,
+    /// Bytes of the frame that the reader has.
     given: usize,
     /// What must live as long as the download.
     _kept: K,
@@ -63,7 +66,7 @@ where
     /// Waits for a download's own room.
     pub(super) async fn begin(budget: &Budget, pieces: Pieces, fetch: F, kept: K) -> Result<Self, FileError> {
         let own = budget.take(pieces.bytes_left().min((OWN_FRAMES * PERMIT_BYTES) as u64) as usize).await?;
-        Ok(Self {
+        let mut reading = Self {
             budget: budget.clone(),
             paced: budget.paced(),
             own: Some(own),
@@ -74,9 +77,16 @@ where
             ready: VecDeque::new(),
             ahead: LEAST_FRAMES,
             waited: Duration::ZERO,
+            taken: 0,
             given: 0,
             _kept: kept,
-        })
+        };
+        if let Some(piece) = reading.pieces.peek(PIECE_FRAMES)
+            && let Some(room) = budget.try_take_of_plenty(piece.frames.len() * PERMIT_BYTES)
+        {
+            reading.ask_for(piece, Some(room));
+        }
+        Ok(reading)
     }
 
     /// Set when others need the memory of this one.
@@ -99,6 +109,10 @@ where
 
     async fn next(&mut self) -> Result<Option<Bytes>, FileError> {
         self.waited += self.paced.waited(self.given);
+        self.taken += usize::from(self.given > 0);
+        if self.taken >= self.ahead.min(PIECE_FRAMES) {
+            self.adapt();
+        }
         loop {
             if self.paced.ended().is_cancelled() {
                 return Err(FileError::crowded_out());
@@ -120,16 +134,16 @@ where
                 }
                 None => frames.into(),
             };
-            self.adapt();
         }
     }
 
-    /// When a piece has come: how far to read ahead from now on, by how fast the one before it was taken.
+    /// How far to read ahead from now on, by how fast the last frames were taken.
     fn adapt(&mut self) {
+        self.taken = 0;
         let waited = std::mem::take(&mut self.waited);
         if waited > SLOW {
             self.ahead = LEAST_FRAMES;
-        } else if waited < FAST && self.given > 0 {
+        } else if waited < FAST {
             self.ahead = (self.ahead * GROWTH).min(MOST_FRAMES);
         }
     }
@@ -150,10 +164,14 @@ where
                 None if self.frames_ahead() == 0 => self.pieces.peek(LEAST_FRAMES).expect("one was seen"),
                 None => break,
             };
-            self.pieces.pass(&piece);
-            self.coming_frames.push_back(piece.frames.len());
-            let fetched = (self.fetch)(piece);
-            self.coming.push_back(Box::pin(async move { Ok((fetched.await?, room)) }));
+            self.ask_for(piece, room);
         }
+    }
+
+    fn ask_for(&mut self, piece: Piece, room: Option<Room>) {
+        self.pieces.pass(&piece);
+        self.coming_frames.push_back(piece.frames.len());
+        let fetched = (self.fetch)(piece);
+        self.coming.push_back(Box::pin(async move { Ok((fetched.await?, room)) }));
     }
 }

@@ -103,6 +103,7 @@ pub struct SimCluster {
     /// Nodes whose life is over.
     dead: Vec<RunningNode>,
     plant: Plant,
+    budget_bytes: usize,
     pub net: SimNet,
     pub faults: MetaFaults,
     seed: u64,
@@ -120,6 +121,12 @@ impl SimCluster {
 
     /// The same with a bug in it.
     pub async fn start_planted(seed: u64, zones: &[&str], plant: Plant) -> Self {
+        let budget_bytes = if plant == Plant::NoBudgets { 1 << 30 } else { BUDGET_BYTES };
+        Self::start_with(seed, zones, plant, budget_bytes).await
+    }
+
+    /// The same with so much memory for content of a node as gateway, and as much of one as member.
+    pub async fn start_with(seed: u64, zones: &[&str], plant: Plant, budget_bytes: usize) -> Self {
         let clock_set = Arc::new(AtomicI64::new(0));
         let clock = PausedClock::start(clock_set.clone());
         let store_env = Env {
@@ -149,6 +156,7 @@ impl SimCluster {
             random: StdRng::seed_from_u64(seed),
             store: plant.in_store(Arc::new(store)),
             plant,
+            budget_bytes,
             dead: Vec::new(),
             kek: Arc::new(Kek::from_bytes([9; 32])),
             nodes: zones.iter().enumerate().map(node).collect(),
@@ -232,10 +240,7 @@ impl SimCluster {
             kek: self.kek.clone(),
             expected_nodes: nodes,
             timings: timings(),
-            budgets: match self.plant {
-                Plant::NoBudgets => Budgets { gateway_bytes: 1 << 30, member_bytes: 1 << 30 },
-                _ => Budgets { gateway_bytes: BUDGET_BYTES, member_bytes: BUDGET_BYTES as u64 },
-            },
+            budgets: Budgets { gateway_bytes: self.budget_bytes, member_bytes: self.budget_bytes as u64 },
         };
         let serving = ServeOptions { grpc, http, tokens: TOKENS.into(), limits: api::Limits::default() };
         let meta = self.faults.of(self.store.clone(), &life);

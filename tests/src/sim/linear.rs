@@ -22,6 +22,10 @@ pub enum Act {
     Create(Value),
     /// Refused because there was a file.
     CreateRefused,
+    /// The second one's content, done only if the file had the first one's.
+    Replace(Value, Value),
+    /// Refused because the file did not have this content, or was not there.
+    ReplaceRefused(Value),
     Delete,
     /// Refused because there was no file.
     DeleteRefused,
@@ -63,6 +67,8 @@ impl Operation {
         let file = files.get(self.path).copied();
         match (self.act, file) {
             (Act::Put(value), _) | (Act::Create(value), None) => _ = files.insert(self.path, value),
+            (Act::Replace(seen, value), Some(file)) if seen == file => _ = files.insert(self.path, value),
+            (Act::ReplaceRefused(seen), file) if file != Some(seen) => {}
             (Act::Delete, Some(_)) => _ = files.remove(self.path),
             (Act::CreateRefused, Some(_)) | (Act::DeleteRefused, None) => {}
             (Act::Read(seen), file) if seen == file => {}
@@ -176,6 +182,11 @@ mod tests {
         check(&[lost, operation(2, 3, Act::Read(None)), operation(9, 10, Act::Read(Some(1)))]).unwrap();
         check(&[lost, operation(2, 3, Act::Create(2)), operation(9, 10, Act::Read(Some(2)))]).unwrap();
         check(&[lost, operation(2, 3, Act::CreateRefused), operation(4, 5, Act::Delete)]).unwrap();
+        // Of two that replace the same content one is refused; so is one of a file that is not there.
+        let (replaced, refused) =
+            (operation(6, 9, Act::Replace(1, 2)), operation(6, 9, Act::ReplaceRefused(1)));
+        check(&[put, refused, replaced, operation(10, 11, Act::Read(Some(2)))]).unwrap();
+        check(&[operation(1, 2, Act::ReplaceRefused(1))]).unwrap();
     }
 
     #[test]
@@ -187,6 +198,10 @@ mod tests {
         let delete = operation(3, 4, Act::Delete);
         check(&[put, delete, operation(5, 6, Act::Read(Some(1)))]).unwrap_err();
         check(&[operation(1, 9, Act::Create(1)), operation(1, 9, Act::Create(2))]).unwrap_err();
+        // A replacement of what was replaced before, and one that was refused although nothing was.
+        let replace = |called, value| operation(called, called + 1, Act::Replace(1, value));
+        check(&[put, replace(3, 2), replace(5, 3)]).unwrap_err();
+        check(&[put, operation(3, 4, Act::ReplaceRefused(1)), replace(5, 2)]).unwrap_err();
         // Two reads see a write that has no answer appear and vanish.
         let lost = operation(1, 0, Act::Put(1));
         let (seen, gone) = (operation(2, 3, Act::Read(Some(1))), operation(4, 5, Act::Read(None)));

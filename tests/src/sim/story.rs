@@ -15,8 +15,10 @@ use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
 mod client;
+mod patient;
 
 use client::Client;
+use patient::Patient;
 
 use super::{
     cluster::{SimCluster, runtime},
@@ -30,6 +32,8 @@ use super::{
 
 const ZONES: [&str; 3] = ["a", "b", "c"];
 const CLIENTS: u64 = 4;
+/// One story in so many has patient clients too: they last for minutes.
+const ONE_WITH_PATIENTS_IN: u64 = 4;
 const ACTS: usize = 14;
 const PATHS: [&str; 4] = ["a", "a/b", "c", "d"];
 const DISASTERS: usize = 9;
@@ -102,10 +106,9 @@ impl Stage {
         self.log.lock().push(format!("{:>11.4} {what}", now.as_secs_f64()));
     }
 
-    /// A new content, and its number.
-    fn content(&self, random: &mut StdRng) -> (Value, Bytes) {
-        let lengths = [8usize, 100, 4_096, 65_536, 65_537, 150_000];
-        let mut bytes = vec![0; *lengths.choose(random).expect("not empty")];
+    /// A new content of so many bytes, and its number.
+    fn content(&self, length: usize, random: &mut StdRng) -> (Value, Bytes) {
+        let mut bytes = vec![0; length];
         random.fill(&mut bytes[..]);
         let mut seen = self.seen.lock();
         seen.next_value += 1;
@@ -121,15 +124,23 @@ impl Stage {
     }
 
     fn record(&self, path: &'static str, called: Duration, answered: bool, act: Act) {
-        let answered = answered.then(|| self.clock.monotonic());
+        self.record_until(path, called, answered.then(|| self.clock.monotonic()), act);
+    }
+
+    fn record_until(&self, path: &'static str, called: Duration, answered: Option<Duration>, act: Act) {
         self.seen.lock().operations.push(Operation { path, called, answered, act });
     }
 
     async fn patiently<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        self.within(PATIENCE, work).await
+    }
+
+    /// None if it takes longer.
+    async fn within<T>(&self, patience: Duration, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
             result = work => Some(result),
-            () = self.clock.sleep(PATIENCE) => None,
+            () = self.clock.sleep(patience) => None,
         }
     }
 }
@@ -183,14 +194,22 @@ impl Story {
         *self.stage.doors.lock() = (0..self.cluster.len()).map(|index| self.cluster.files(index)).collect();
     }
 
+    /// Whether this story has clients that are slower than everything that is removed.
+    fn has_patients(&self) -> bool {
+        self.seed.is_multiple_of(ONE_WITH_PATIENTS_IN)
+    }
+
     /// Clients and disasters, until the clients have done what they came for.
     async fn middle(&mut self) {
-        let clients: Vec<_> = (0..CLIENTS)
-            .map(|name| {
-                let random = StdRng::seed_from_u64(self.seed.wrapping_mul(31).wrapping_add(name + 1));
-                tokio::spawn(Client { stage: self.stage.clone(), name, random }.run())
-            })
+        let random = |name| StdRng::seed_from_u64(self.seed.wrapping_mul(31).wrapping_add(name + 1));
+        let mut clients: Vec<_> = (0..CLIENTS)
+            .map(|name| tokio::spawn(Client { stage: self.stage.clone(), name, random: random(name) }.run()))
             .collect();
+        if self.has_patients() {
+            let patient = |name| Patient { stage: self.stage.clone(), name, random: random(name) };
+            clients.push(tokio::spawn(patient(CLIENTS).upload()));
+            clients.push(tokio::spawn(patient(CLIENTS + 1).download()));
+        }
         for _ in 0..DISASTERS {
             let pause = Duration::from_millis(self.random.random_range(0..7_000));
             self.stage.clock.sleep(pause).await;
@@ -324,6 +343,10 @@ impl Story {
             for path in PATHS {
                 self.must_be_whole(&files, path).await?;
             }
+        }
+        if self.has_patients() {
+            let random = StdRng::seed_from_u64(self.seed);
+            Patient { stage: self.stage.clone(), name: CLIENTS, random }.read_what_is_deleted().await?;
         }
         self.nothing_is_left_behind().await?;
         let running = (0..self.cluster.len()).filter_map(|index| self.cluster.node(index));

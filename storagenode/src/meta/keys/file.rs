@@ -191,18 +191,24 @@ mod tests {
 
     #[test]
     fn a_usual_record_is_small_and_names_its_file() {
-        let record = FileRecord {
+        const USUAL: &str =
+            "projects/2026/survey of the north/measurements/run-0042/frame-000123.original.tiff";
+        let record = |length_bytes| FileRecord {
             chunk_size_bytes: 4 << 20,
             copies: 3,
             blake3: [1; 32],
             modified_unix_ms: 1_790_000_000_000,
-            content_type: "text/plain".into(),
-            extents: vec![Extent { generation: Generation([3; 16]), length_bytes: 5 << 30 }],
+            content_type: "application/octet-stream".into(),
+            extents: vec![Extent { generation: Generation([3; 16]), length_bytes }],
         };
-        let entry = entry(record.encode());
-        assert!(entry.value.len() + entry.key.len() <= 200, "{}", entry.value.len());
-        assert_eq!(path(&entry), Ok("a/b"));
-        assert_eq!(volume(&entry), Ok(VolumeId(7)));
+        // However many chunks it has: one, a thousand, a million.
+        for length_bytes in [1, 4 << 30, 4 << 40] {
+            let entry = KeyValue { key: key(VolumeId(7), USUAL), ..entry(record(length_bytes).encode()) };
+            let bytes = entry.key.len() + entry.value.len();
+            assert!(bytes <= 200, "{bytes} bytes, of which the path takes {}", USUAL.len());
+            assert_eq!(path(&entry), Ok(USUAL));
+            assert_eq!(volume(&entry), Ok(VolumeId(7)));
+        }
     }
 
     #[test]
