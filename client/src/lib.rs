@@ -17,7 +17,8 @@
 //!
 //! Reads are repeated at other nodes, within [`Limits`]; a download goes on where it broke off. Changes are repeated when
 //! the failed attempt certainly changed nothing. When that is not certain, an upload looks at what is there
-//! first: the same content means that it has happened. See [`Effect`].
+//! first: the same content means that it has happened, and the version that it was to replace ([`Condition::IfMatch`]), that it
+//! has not. Otherwise nobody can tell, and it is not repeated: [`ErrorCode::CommitUnknown`]. See [`Effect`].
 
 mod calls;
 pub mod config;

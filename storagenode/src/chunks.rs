@@ -146,6 +146,11 @@ pub enum OpenError {
         "{folder} belongs to node {found}, not to {wanted}: start that node on it, or give this one its own disk"
     )]
     OtherNode { folder: PathBuf, found: String, wanted: String },
+    #[error(
+        "{folder} has no folder named segments: everything that this disk stored is gone from it, unless it never stored anything; look \
+         whether the right disk is mounted there, and whether somebody has moved the folder away"
+    )]
+    SegmentsMissing { folder: PathBuf },
     #[error("{folder} holds no node's data: name the folder that is the node's DATA_DIR")]
     NoIdentity { folder: PathBuf },
     #[error("{folder} was retired: its data is no longer part of the cluster; give this node an empty disk")]

@@ -185,10 +185,19 @@ fn verify(data_dir: &Path) -> ExitCode {
     let env = without_network();
     match block_on(chunks::verify(&env, data_dir, tell)) {
         Ok(found) => {
+            if found.removed_unreadable {
+                say!(
+                    "damaged: removed: it cannot be read, so segments that compaction gave back may be called missing here; remove it"
+                );
+            }
             for corrupt in &found.corrupt {
                 let seems =
                     corrupt.seems.map_or_else(String::new, |id| format!(", which seems to be chunk {id}"));
                 let (start, end) = (corrupt.range.start, corrupt.range.end);
+                if corrupt.missing {
+                    say!("missing: segments/{}, which had {end} bytes", corrupt.segment);
+                    continue;
+                }
                 say!("damaged: bytes {start} to {end} of segments/{}{seems}", corrupt.segment);
             }
             if let Some(fault) = &found.identity {
@@ -213,6 +222,9 @@ fn verify(data_dir: &Path) -> ExitCode {
                          damaged since; started among the other nodes, this one mends what is missed",
                         found.torn
                     ),
+                    true if found.segments == 0 => {
+                        "no segment is there: nothing was ever stored on this disk, or it is gone".to_owned()
+                    }
                     true => "all of it is whole".to_owned(),
                     false => format!(
                         "damaged chunks: {}, damaged ranges besides: {}",

@@ -151,8 +151,9 @@ impl Network for TlsNetwork {
 
 /// After this, a node that takes nothing is taken for dead.
 const NODE_DEAD_AFTER: Duration = Duration::from_secs(30);
-/// And whoever connected to us: more than a slow reader may take for the least that it must take. Until then its window may be shut.
-const CALLER_DEAD_AFTER: Duration = Duration::from_secs(75);
+/// And whoever connected to us: more than the longest that a slow reader is waited for (`api/flow.rs`). Until then its window
+/// may be shut, or be smaller than what Linux would send at once, which counts as shut.
+const CALLER_DEAD_AFTER: Duration = Duration::from_secs(330);
 /// Bytes that wait in the kernel to be sent: what a slow reader does not take should wait where it is counted.
 const UNSENT_BYTES: u32 = 128 << 10;
 

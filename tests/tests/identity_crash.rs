@@ -8,7 +8,7 @@ use cairn_node::{
     env::{Disk as _, OpenMode},
 };
 use cairn_tests::sim::{
-    disk::{Operation, SimDisk},
+    disk::{Fault, Operation, SimDisk},
     env::{SimTime, env},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -100,4 +100,30 @@ fn an_identity_survives_the_power_at_any_moment_and_a_damaged_byte() {
 fn an_identity_that_is_not_synced_is_found() {
     let found = (0..SEEDS).any(|seed| (0..60).any(|changes| history(seed, changes, true).is_err()));
     assert!(found, "nobody noticed that nothing was synced");
+}
+
+#[test]
+fn a_start_on_a_full_disk_gives_up_the_hints() {
+    let disk = SimDisk::new(64 << 20);
+    let before = open(1, &disk).expect("an empty disk is taken up");
+    let hint = "/disk/data/hints/0000000000000001-00000000.hint";
+    let make = || {
+        let made = disk.open(hint.as_ref(), OpenMode::CreateNew).unwrap();
+        made.write_at(&[IoSlice::new(b"some block")], 0).unwrap();
+    };
+    make();
+    let full = |times| {
+        let (path, os_error) = ("identity".into(), libc::ENOSPC);
+        disk.fail(Fault { operation: Operation::Write, path, after: 0, times, os_error });
+    };
+    full(1);
+    let after = open(2, &disk).expect("there is room once the hints are gone");
+    assert_eq!((after.incarnation, after.boot), (before.incarnation, before.boot + 1));
+    assert!(disk.open(hint.as_ref(), OpenMode::Read).is_err(), "it made room");
+    // Where even that is not enough, it is refused, and a later start goes on.
+    full(u64::MAX);
+    let refused = open(3, &disk).unwrap_err().to_string();
+    assert!(refused.contains("cannot write /disk/data/identity"), "{refused}");
+    disk.heal();
+    assert!(open(4, &disk).expect("there is room").boot > after.boot);
 }

@@ -55,6 +55,34 @@ async fn every_chunk_of_a_stopped_node_is_read_and_damage_is_named() {
     }
     fs::remove_file(hint).unwrap();
 
+    // What says which segments were given back; nothing was yet.
+    let removed = folder.join("removed");
+    assert!(!removed.exists());
+    fs::write(&removed, "what is left of it").unwrap();
+    let damaged = verify(&cluster, None);
+    assert!(!damaged.success && damaged.stdout.contains("damaged: removed: "), "{}", damaged.stdout);
+    fs::remove_file(&removed).unwrap();
+
+    // All that was stored; looking does not make it look as if nothing had been.
+    let (stored, elsewhere) = (folder.join("segments"), folder.join("elsewhere"));
+    fs::rename(&stored, &elsewhere).unwrap();
+    for _ in 0..2 {
+        let missing = verify(&cluster, None);
+        assert!(!missing.success && missing.stderr.contains("no folder named segments"), "{missing:?}");
+    }
+    fs::rename(&elsewhere, &stored).unwrap();
+    // A folder in the place of a file is in the next start's way.
+    let (copy, kept) = (folder.join("identity.copy"), folder.join("kept"));
+    fs::rename(&copy, &kept).unwrap();
+    fs::create_dir(&copy).unwrap();
+    let damaged = verify(&cluster, None);
+    assert!(
+        !damaged.success && damaged.stdout.contains("identity.copy is a folder (move it away"),
+        "{damaged:?}"
+    );
+    fs::remove_dir(&copy).unwrap();
+    fs::rename(&kept, &copy).unwrap();
+
     // One bit of the content of a chunk.
     let segments = fs::read_dir(cluster.data_folder(0).join("segments")).unwrap();
     let paths = segments.map(|entry| entry.unwrap().path());
@@ -81,4 +109,22 @@ async fn every_chunk_of_a_stopped_node_is_read_and_damage_is_named() {
     cluster.restart(0);
     cluster.wait_settled().await;
     must_read(&cluster.client(), "f3", &content(3, 5 << 20)).await;
+
+    // One segment, of which a later one knows, and then all of them.
+    put(&cluster.client(), "more", content(9, 1_000)).await;
+    cluster.stop(0);
+    let names = fs::read_dir(&stored).unwrap().map(|entry| entry.unwrap().path());
+    let first = names.min().unwrap();
+    fs::rename(&first, &elsewhere).unwrap();
+    let missing = verify(&cluster, None);
+    let told = format!("missing: segments/{}, which had ", first.file_name().unwrap().to_str().unwrap());
+    assert!(!missing.success && missing.stdout.contains(&told), "{}", missing.stdout);
+    for entry in fs::read_dir(&stored).unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    let nothing = verify(&cluster, None).stdout;
+    assert!(
+        nothing.contains("no segment is there: nothing was ever stored on this disk, or it is gone"),
+        "{nothing}"
+    );
 }

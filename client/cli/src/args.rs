@@ -74,7 +74,7 @@ pub struct Common {
     /// The name in the nodes' certificates, if it is not the one connected to (through a tunnel)
     #[arg(long, global = true, env = "CAIRN_SERVER_NAME", value_name = "NAME", hide_env = true)]
     pub server_name: Option<String>,
-    /// How long to try a call, such as 30s or 5m [default: 60s; of `status --wait-settled`: 10m]
+    /// How long to try a call, or a transfer that stands still, such as 30s or 5m [default: 60s; of `status --wait-settled`: 10m]
     #[arg(long, global = true, value_name = "TIME", value_parser = parse_duration)]
     pub timeout: Option<Duration>,
     /// How to print

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cairn_client::config::{self, ConfigError, ConfigFile, Context};
-use cairn_client::{Client, ClientConfig, Credentials, Pem};
+use cairn_client::{Client, ClientConfig, Credentials, Limits, Pem};
 
 use crate::args::Common;
 use crate::failure::Failure;
@@ -68,9 +68,7 @@ impl Target {
         let mut config = self.client_config(&file, &path)?;
         config.parallel_transfers = parallel;
         if let Some(timeout) = self.timeout {
-            config.limits.call_timeout = timeout;
-            config.limits.attempt_timeout = config.limits.attempt_timeout.min(timeout);
-            config.limits.connect_timeout = config.limits.connect_timeout.min(timeout);
+            config.limits = within(timeout, config.limits);
         }
         Ok(Client::connect(config)?)
     }
@@ -148,9 +146,30 @@ fn no_cluster(file: &ConfigFile) -> Failure {
     )
 }
 
+/// Limits of calls, and of transfers that stand still, that may take so long.
+fn within(timeout: Duration, limits: Limits) -> Limits {
+    Limits {
+        call_timeout: timeout,
+        attempt_timeout: limits.attempt_timeout.min(timeout),
+        connect_timeout: limits.connect_timeout.min(timeout),
+        stall_timeout: limits.stall_timeout.min(timeout),
+        ..limits
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_short_timeout_bounds_every_wait_and_a_long_one_only_the_call() {
+        let seconds = Duration::from_secs;
+        let short = within(seconds(3), Limits::default());
+        let waits = [short.call_timeout, short.attempt_timeout, short.connect_timeout, short.stall_timeout];
+        assert_eq!(waits, [seconds(3); 4]);
+        let long = within(seconds(300), Limits::default());
+        assert_eq!((long.call_timeout, long.stall_timeout), (seconds(300), Limits::default().stall_timeout));
+    }
 
     fn target() -> Target {
         Target {

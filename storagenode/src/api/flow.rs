@@ -24,6 +24,12 @@ pub const MAX_OUT_BYTES: usize = 1 << 20;
 /// wait for. Only the time counts in which it is waited for.
 pub const MIN_BYTES_A_STALL: u64 = 64 << 10;
 
+/// What a reader took beyond this, it took itself, and not only what lies between it and us: buffers, windows.
+const ON_THE_WAY_BYTES: u64 = 512 << 10;
+
+/// So many limits for stalls is a reader waited for at most, however much it took before.
+const MOST_PATIENCE: u32 = 5;
+
 /// A reader for whom it was waited so long gets content in small messages, so that slow ones can be told from dead ones.
 const SLOW: Duration = Duration::from_secs(2);
 
@@ -156,11 +162,39 @@ pub fn incoming(
     (content.boxed(), Gate { ended: gate_ended, whole: gate_whole })
 }
 
+/// How long a reader is waited for.
+///
+/// A reader's system may take megabytes at once and then nothing until the reader has read most of that, for minutes if it is
+/// slow. So what it took ahead of the least that it must take counts, within bounds. But what buffers between it and us have
+/// swallowed does not: one that reads nothing is given up after one limit for stalls.
+struct Patience {
+    stall: Duration,
+    /// Bytes taken in all.
+    taken: u64,
+    left: Duration,
+}
+
+impl Patience {
+    fn new(stall: Duration) -> Self {
+        Self { stall, taken: 0, left: stall }
+    }
+
+    fn took(&mut self, bytes: u64, waited: Duration) {
+        let counted = |taken: u64| taken.saturating_sub(ON_THE_WAY_BYTES);
+        let earned = counted(self.taken + bytes) - counted(self.taken);
+        self.taken += bytes;
+        let earned = self.stall.mul_f64(earned as f64 / MIN_BYTES_A_STALL as f64);
+        let left = (self.left.saturating_sub(waited) + earned).min(self.stall * MOST_PATIENCE);
+        // Whoever has just taken something has the time for the next.
+        self.left = left.max(self.stall);
+    }
+}
+
 /// How content leaves.
 pub struct Outgoing {
     pub env: Env,
     pub metrics: Arc<Metrics>,
-    /// A reader that takes nothing for this long is given up.
+    /// A reader that takes nothing for this long is given up, if it took nothing ahead: see [`Patience`].
     pub stall: Duration,
     /// Everything must be out after this.
     pub deadline: Option<Duration>,
@@ -225,7 +259,7 @@ impl Outgoing {
         length: u64,
         sender: &mpsc::Sender<Message>,
     ) -> Result<(), FileError> {
-        let (mut left, mut most) = (length, MAX_OUT_BYTES);
+        let (mut left, mut most, mut patience) = (length, MAX_OUT_BYTES, Patience::new(self.stall));
         while let Some(data) = content.next().await {
             let mut data = data?;
             left = left.checked_sub(data.len() as u64).ok_or_else(|| {
@@ -235,13 +269,14 @@ impl Outgoing {
                 let piece = data.split_to(data.len().min(most));
                 let begun = self.env.clock.monotonic();
                 let sent_bytes = piece.len() as u64;
-                match self.env.timeout(self.stall, sender.send(Message::Data(piece))).await {
+                match self.env.timeout(patience.left, sender.send(Message::Data(piece))).await {
                     Some(Ok(())) => self.metrics.bytes_out.inc_by(sent_bytes),
                     Some(Err(_)) => return Ok(()),
                     None => return Err(FileError::DeadlineExceeded),
                 };
-                let slow = self.env.clock.monotonic().saturating_sub(begun) > SLOW;
-                most = if slow { MIN_BYTES_A_STALL as usize } else { MAX_OUT_BYTES };
+                let waited = self.env.clock.monotonic().saturating_sub(begun);
+                patience.took(sent_bytes, waited);
+                most = if waited > SLOW { MIN_BYTES_A_STALL as usize } else { MAX_OUT_BYTES };
             }
         }
         if left > 0 {
@@ -390,6 +425,30 @@ mod tests {
         };
         assert_eq!(read(20).await.unwrap(), length);
         assert!(read(150).await.is_err());
+    }
+
+    /// What its system took at once is read for minutes, while nothing moves here.
+    #[tokio::test]
+    async fn what_a_reader_took_ahead_counts_and_what_lies_on_the_way_does_not() {
+        let read_after_a_pause = async |taken: usize, stalls: u32| {
+            let (outgoing, _) = outgoing(None);
+            let env = outgoing.env.clone();
+            let length = taken + (4 << 20);
+            let frames = vec![Ok(Bytes::from(vec![7; 64 << 10])); length >> 16];
+            let mut sent = Box::pin(outgoing.send(content(frames), length as u64));
+            let mut bytes = 0;
+            while bytes < taken {
+                bytes += sent.next().await.unwrap().unwrap().len();
+            }
+            env.clock.sleep(STALL * stalls).await;
+            while let Some(piece) = sent.next().await {
+                bytes += piece?.len();
+            }
+            Ok::<_, FileError>(bytes == length)
+        };
+        assert_eq!(read_after_a_pause(2 << 20, MOST_PATIENCE - 1).await, Ok(true));
+        assert!(read_after_a_pause(2 << 20, MOST_PATIENCE + 1).await.is_err(), "not for ever");
+        assert!(read_after_a_pause(ON_THE_WAY_BYTES as usize - (128 << 10), 2).await.is_err());
     }
 
     /// Takes content in a task of its own, as the gateway does.

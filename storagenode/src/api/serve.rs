@@ -69,8 +69,6 @@ const FRAME_BYTES: u32 = 128 << 10;
 /// Names of 1,024 bytes, escaped, with room for a token and what proxies add.
 const HEADER_BYTES: u32 = 32 << 10;
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
-const PING_EVERY: Duration = Duration::from_secs(20);
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Who is at the other end of the connection that a request came over; in every request's extensions.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -212,9 +210,8 @@ impl Server {
             .initial_connection_window_size(STREAM_WINDOW_BYTES * self.limits.streams_per_connection)
             .max_frame_size(FRAME_BYTES)
             .max_header_list_size(HEADER_BYTES)
-            .max_concurrent_streams(self.limits.streams_per_connection)
-            .keep_alive_interval(PING_EVERY)
-            .keep_alive_timeout(PING_TIMEOUT);
+            .max_concurrent_streams(self.limits.streams_per_connection);
+        // No pings: they wait behind what a slow reader has not read yet. TCP notices who is dead, and content whoever stalls.
         if self.http1 { builder } else { builder.http2_only() }
     }
 

@@ -33,7 +33,7 @@ pub enum ChunkError {
     FrameCount { expected: u32, given: usize },
     #[error("frame {frame} has {given} bytes instead of {expected}")]
     FrameLength { frame: u32, expected: usize, given: usize },
-    #[error("the bytes of frame {frame} do not match their checksum: send them again")]
+    #[error("the bytes of frame {frame} do not match their checksum")]
     Checksum { frame: u32 },
 }
 

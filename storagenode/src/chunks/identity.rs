@@ -18,6 +18,8 @@ const FILES: [&str; 2] = ["identity", "identity.copy"];
 const LOCK_FILE: &str = "lock";
 /// Folder of segment files.
 pub(super) const SEGMENTS_FOLDER: &str = "segments";
+/// And of their hints.
+pub(super) const HINTS_FOLDER: &str = "hints";
 /// Far above any identity of any version.
 const MAX_FILE_BYTES: u64 = 65_536;
 
@@ -156,9 +158,23 @@ pub(super) fn open_identity(
     let stored = Stored { identity, retired: false };
     for index in order {
         let path = folder.join(FILES[index]);
-        replace_file(disk, &path, &v1::encode(&stored)).map_err(disk_error("write", &path))?;
+        let mut written = replace_file(disk, &path, &v1::encode(&stored));
+        if written.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::StorageFull) {
+            tracing::warn!(file = %path.display(), "the disk is full: hints make room, and this start reads every segment through");
+            remove_hints(disk, folder);
+            written = replace_file(disk, &path, &v1::encode(&stored));
+        }
+        written.map_err(disk_error("write", &path))?;
     }
     Ok(stored.identity)
+}
+
+/// What a disk can do without.
+fn remove_hints(disk: &dyn Disk, folder: &Path) {
+    let hints = folder.join(HINTS_FOLDER);
+    for name in disk.list(&hints).unwrap_or_default() {
+        let _ = disk.remove(&hints.join(name));
+    }
 }
 
 /// Whose disk this is, without any change to it; `None` if there is none in the folder, or no folder.
@@ -188,7 +204,8 @@ pub(super) fn read_identity(disk: &dyn Disk, folder: &Path) -> Result<Identity, 
 pub(super) fn fault_of_one(disk: &dyn Disk, folder: &Path) -> Result<Option<String>, OpenError> {
     let one = |chosen: Chosen| {
         let fault = chosen.others_fault?;
-        Some(format!("{} {fault}, {} is whole", FILES[1 - chosen.index], FILES[chosen.index]))
+        let (other, this) = (FILES[1 - chosen.index], FILES[chosen.index]);
+        Some(format!("{other} {fault}, {this} is whole"))
     };
     Ok(find(disk, folder)?.and_then(one))
 }
@@ -252,6 +269,9 @@ fn both(folder: &Path, one: Stored, two: Stored) -> Result<Chosen, OpenError> {
 fn fault(found: &Found) -> String {
     match found {
         Found::Absent => "is missing".to_owned(),
+        Found::Unreadable(error) if error.kind() == io::ErrorKind::IsADirectory => {
+            "is a folder (move it away, or the next start fails)".to_owned()
+        }
         Found::Unreadable(error) => format!("cannot be read ({error})"),
         Found::Damaged | Found::Sound(_) => "is damaged".to_owned(),
     }

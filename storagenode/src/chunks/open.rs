@@ -1,12 +1,12 @@
 //! Taking up a data folder: its lock, its identity, its segments, what is known of its damage.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use super::{
     OpenError, Opening, StoreOptions, damage, disk_error,
-    identity::{SEGMENTS_FOLDER, lock_folder, open_identity},
+    identity::{HINTS_FOLDER, SEGMENTS_FOLDER, lock_folder, open_identity},
     recover::{Recovered, recover},
-    segment::{HINTS_FOLDER, SegmentTable},
+    segment::SegmentTable,
     space::Space,
 };
 use crate::env::{DiskFile, Env, sync_with_parents};
@@ -44,6 +44,10 @@ pub fn open_blocking(env: &Env, options: &StoreOptions) -> Result<Opened, OpenEr
     let owner = (options.cluster_id, options.node.as_str());
     let identity = open_identity(disk, &*env.random, folder, owner, options.opening)?;
     let segments = folder.join(SEGMENTS_FOLDER);
+    let missing = disk.list(&segments).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    if missing && identity.boot > 2 {
+        tracing::error!(folder = %segments.display(), "missing, although this disk has been in use: what was stored in it is gone");
+    }
     disk.create_folder(&segments).map_err(disk_error("make the folder", &segments))?;
     let hints = folder.join(HINTS_FOLDER);
     // Without them, starts take longer.
@@ -58,6 +62,7 @@ pub fn open_blocking(env: &Env, options: &StoreOptions) -> Result<Opened, OpenEr
         tracing::warn!(chunks = damaged, "damaged before this start, and not mended yet");
     }
     let size = disk.space(folder).map_err(disk_error("get the size of", folder))?;
-    let space = Space::new(options.capacity_bytes, options.reserve_percent, size, recovered.used_bytes);
+    let (limit, reserve) = (options.capacity_bytes, options.reserve_percent);
+    let space = Space::new(limit, reserve, env.clock.clone(), size, recovered.used_bytes);
     Ok(Opened { lock, table, recovered, space })
 }

@@ -38,6 +38,8 @@ pub struct CorruptRange {
     pub range: Range<u64>,
     /// The chunk that seems to be there, if one can tell.
     pub seems: Option<ChunkId>,
+    /// The whole segment is not there.
+    pub missing: bool,
 }
 
 /// What was found when the store was opened.
@@ -53,6 +55,8 @@ pub struct RecoveryReport {
     pub torn_records: u64,
     /// Bytes after it that do not count.
     pub torn_bytes: u64,
+    /// What says which segments were given back cannot be read: some of these may be among the missing ones.
+    pub removed_unreadable: bool,
 }
 
 /// A disk taken up again.
@@ -105,6 +109,8 @@ pub fn recover(disk: &dyn Disk, table: &SegmentTable, hints: bool) -> Result<Rec
         sighting: Sighting::default(),
     };
     let removed = removed::read(disk, table)?;
+    recovered.report.removed_unreadable = removed.is_none();
+    let removed = removed.unwrap_or_default();
     let segments = list(disk, table)?;
     let mut marks = Marks::new();
     // The newest first: what marks a segment is in a newer one, or in itself.
@@ -130,7 +136,9 @@ pub fn recover(disk: &dyn Disk, table: &SegmentTable, hints: bool) -> Result<Rec
     // Marked, with content, and not there.
     for (id, end) in marks.into_iter().filter(|(id, end)| *end > FIRST_RECORD && !removed.contains(id)) {
         table.lost(id);
-        corrupt(&mut recovered.report, id, 0..end, None);
+        tracing::error!(segment = %id, bytes = end, "a segment is missing; repair fetches other copies of what it held");
+        let (segment, range) = (id.to_string(), 0..end);
+        recovered.report.corrupt.push(CorruptRange { segment, range, seems: None, missing: true });
     }
     if hints {
         hint::remove_others(disk, table, &segments.into_iter().collect());
@@ -395,7 +403,7 @@ fn chunk_of(record: &Record) -> Option<ChunkId> {
 
 fn corrupt(report: &mut RecoveryReport, segment: SegmentId, range: Range<u64>, seems: Option<ChunkId>) {
     tracing::error!(%segment, ?range, chunk = ?seems, "acknowledged bytes are damaged; repair fetches other copies");
-    report.corrupt.push(CorruptRange { segment: segment.to_string(), range, seems });
+    report.corrupt.push(CorruptRange { segment: segment.to_string(), range, seems, missing: false });
 }
 
 fn apply(table: &SegmentTable, slot: u32, line: Line, condition: Condition, recovered: &mut Recovered) {

@@ -66,23 +66,23 @@ fn path(table: &SegmentTable) -> PathBuf {
     table.folder().with_file_name(FILE)
 }
 
-/// What was given back by this disk's earlier lives. Blocks.
-pub fn read(disk: &dyn Disk, table: &SegmentTable) -> Result<BTreeSet<SegmentId>, OpenError> {
+/// What was given back by this disk's earlier lives; `None` if that cannot be read. Blocks.
+pub fn read(disk: &dyn Disk, table: &SegmentTable) -> Result<Option<BTreeSet<SegmentId>>, OpenError> {
     let path = path(table);
     let decoded = match read_file(disk, &path) {
         Ok(bytes) => v1::decode(&table.identity().incarnation.0, &bytes),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(BTreeSet::new())),
         Err(_) => Err(None),
     };
     match decoded {
-        Ok(ids) => Ok(ids),
+        Ok(ids) => Ok(Some(ids)),
         Err(Some(found)) => Err(OpenError::NewerFormat { path, found, known: v1::VERSION }),
         Err(None) => {
             tracing::error!(
                 path = %path.display(),
-                "cannot be read, and is left alone: segments that were given back are now reported as damaged, once"
+                "cannot be read, and is left alone: segments that were given back are now reported as missing, once"
             );
-            Ok(BTreeSet::new())
+            Ok(None)
         }
     }
 }

@@ -13,12 +13,11 @@ use parking_lot::Mutex;
 use super::{
     format::{Position, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentId, encode_segment_header},
     hint,
-    identity::{Identity, SEGMENTS_FOLDER},
+    identity::{HINTS_FOLDER, Identity, SEGMENTS_FOLDER},
     index::Place,
 };
 use crate::env::{Disk, DiskFile, OpenMode};
 
-pub const HINTS_FOLDER: &str = "hints";
 /// Files kept open. Far below the usual limit of 1,024 for a process, which has sockets too.
 const OPEN_FILES_MAX: usize = 256;
 

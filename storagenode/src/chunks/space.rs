@@ -1,16 +1,17 @@
 //! Room on the disk (R16): clients' writes stop at the reserve, repair at half of it, compaction at a quarter, and deletes never.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 
 use super::Purpose;
-use crate::env::DiskSpace;
+use crate::env::{Clock, DiskSpace};
 
 /// Keeps count of the room.
 pub struct Space {
     limit_bytes: Option<u64>,
     reserve_percent: u8,
+    clock: Arc<dyn Clock>,
     state: Mutex<State>,
 }
 
@@ -24,7 +25,13 @@ struct State {
     pending: u64,
     /// The largest of clients' chunks that were refused since there was last room for it; 0 if none was.
     refused: u64,
+    /// When one was refused last.
+    refused_at: Option<Duration>,
 }
+
+/// A refusal counts for so long, even if there is room for the chunk again: a file needs room for all of its chunks, and what an
+/// upload stored of them is given back when it fails.
+const REFUSAL_COUNTS: Duration = Duration::from_secs(60);
 
 /// Room promised to one chunk; given back when dropped.
 pub struct Admitted {
@@ -46,9 +53,15 @@ impl State {
 }
 
 impl Space {
-    pub fn new(limit_bytes: Option<u64>, reserve_percent: u8, disk: DiskSpace, used: u64) -> Arc<Self> {
-        let state = Mutex::new(State { disk, room: 0, used, pending: 0, refused: 0 });
-        Arc::new(Self { limit_bytes, reserve_percent, state })
+    pub fn new(
+        limit_bytes: Option<u64>,
+        reserve_percent: u8,
+        clock: Arc<dyn Clock>,
+        disk: DiskSpace,
+        used: u64,
+    ) -> Arc<Self> {
+        let state = State { disk, room: 0, used, pending: 0, refused: 0, refused_at: None };
+        Arc::new(Self { limit_bytes, reserve_percent, clock, state: Mutex::new(state) })
     }
 
     fn capacity(&self, disk: DiskSpace) -> u64 {
@@ -70,14 +83,16 @@ impl Space {
         state.free(capacity).saturating_sub(self.reserve(capacity, Purpose::Write))
     }
 
-    /// Whether clients are refused: there is nothing left for them, or less than the last one wanted.
+    /// Whether clients are refused: there is nothing left for them, or less than the last one wanted, or they were refused just now.
     pub fn is_out_of_room(&self) -> bool {
         let writable = self.writable_bytes();
         let mut state = self.state.lock();
         if writable >= state.refused {
             state.refused = 0;
         }
-        writable == 0 || state.refused > 0
+        let now = self.clock.monotonic();
+        let just_now = state.refused_at.is_some_and(|at| now.saturating_sub(at) < REFUSAL_COUNTS);
+        writable == 0 || state.refused > 0 || just_now
     }
 
     fn reserve(&self, capacity: u64, purpose: Purpose) -> u64 {
@@ -96,6 +111,7 @@ impl Space {
         if state.free(capacity) < bytes + self.reserve(capacity, purpose) {
             if purpose == Purpose::Write {
                 state.refused = state.refused.max(bytes);
+                state.refused_at = Some(self.clock.monotonic());
             }
             return None;
         }
@@ -131,12 +147,17 @@ impl Space {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::env::paused::paused;
+
+    fn space_of(limit_bytes: Option<u64>, reserve_percent: u8, used: u64) -> Arc<Space> {
+        Space::new(limit_bytes, reserve_percent, paused().clock, DISK, used)
+    }
 
     const DISK: DiskSpace = DiskSpace { total_bytes: 10_000, available_bytes: 5_000 };
 
-    #[test]
-    fn writes_stop_at_the_reserve_and_repair_at_half_of_it() {
-        let space = Space::new(Some(1_000), 8, DISK, 0);
+    #[tokio::test(start_paused = true)]
+    async fn writes_stop_at_the_reserve_and_repair_at_half_of_it() {
+        let space = space_of(Some(1_000), 8, 0);
         assert_eq!(space.writable_bytes(), 920);
         let first = space.admit(900, Purpose::Write).unwrap();
         assert!(space.admit(21, Purpose::Write).is_none());
@@ -144,17 +165,20 @@ mod tests {
         let second = space.admit(60, Purpose::Repair).unwrap();
         assert!(space.is_out_of_room());
         drop((first, second));
+        assert!(space.is_out_of_room(), "somebody was refused just now");
+        tokio::time::advance(REFUSAL_COUNTS).await;
         assert!(!space.is_out_of_room());
         assert!(space.admit(920, Purpose::Write).is_some());
     }
 
     /// A chunk may be longer than what is left, and then nothing is written although something could be.
-    #[test]
-    fn a_node_is_out_of_room_while_the_largest_refused_chunk_would_be_refused() {
-        let space = Space::new(Some(1_000), 8, DISK, 900);
+    #[tokio::test(start_paused = true)]
+    async fn a_node_is_out_of_room_while_the_largest_refused_chunk_would_be_refused() {
+        let space = space_of(Some(1_000), 8, 900);
         assert!(!space.is_out_of_room(), "20 are left, and nobody wanted more");
         assert!(space.admit(100, Purpose::Write).is_none() && space.admit(50, Purpose::Write).is_none());
         assert!(space.admit(100, Purpose::Repair).is_none());
+        tokio::time::advance(REFUSAL_COUNTS).await;
         assert!(space.is_out_of_room());
         space.freed(79);
         assert!(space.is_out_of_room(), "99 are left");
@@ -164,9 +188,24 @@ mod tests {
         assert!(!space.is_out_of_room(), "and nobody was refused since");
     }
 
-    #[test]
-    fn others_on_the_disk_count_too() {
-        let space = Space::new(None, 10, DISK, 100);
+    /// A file of several chunks: the first is stored, the next refused, and the first given back.
+    #[tokio::test(start_paused = true)]
+    async fn a_node_is_out_of_room_while_files_are_refused_of_which_one_chunk_would_fit() {
+        let space = space_of(Some(1_000), 8, 860);
+        for _ in 0..10 {
+            let first = space.admit(40, Purpose::Write).expect("it fits");
+            assert!(space.admit(40, Purpose::Write).is_none());
+            drop(first);
+            tokio::time::advance(REFUSAL_COUNTS / 2).await;
+            assert!(space.is_out_of_room());
+        }
+        tokio::time::advance(REFUSAL_COUNTS / 2).await;
+        assert!(!space.is_out_of_room(), "nobody wants any more");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn others_on_the_disk_count_too() {
+        let space = space_of(None, 10, 100);
         assert_eq!(space.capacity_bytes(), 10_000);
         assert_eq!(space.writable_bytes(), 4_000);
         space.wrote(50, 200, Some(DiskSpace { available_bytes: 2_000, ..DISK }));
@@ -174,6 +213,6 @@ mod tests {
         space.freed(100);
         space.look(DiskSpace { available_bytes: 2_100, ..DISK });
         assert_eq!((space.used_bytes(), space.writable_bytes()), (50, 1_300));
-        assert_eq!(Space::new(Some(u64::MAX), 8, DISK, 0).capacity_bytes(), 10_000);
+        assert_eq!(space_of(Some(u64::MAX), 8, 0).capacity_bytes(), 10_000);
     }
 }

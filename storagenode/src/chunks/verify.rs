@@ -4,13 +4,13 @@
 //! chunk is read and held against its checksum. No key is needed, and nothing is mended: a node that finds damage while it
 //! runs fetches the chunk from another one.
 
-use std::path::Path;
+use std::{io, path::Path};
 
 use cairn_placement::{ChunkId, PgId, VolumeId};
 
 use super::{
-    ChunkStore, CorruptRange, OpenError, Opening, Scope, StoreOptions, hint,
-    identity::{fault_of_one, read_identity},
+    ChunkStore, CorruptRange, OpenError, Opening, ReadError, Scope, StoreOptions, hint,
+    identity::{SEGMENTS_FOLDER, fault_of_one, read_identity},
 };
 use crate::env::Env;
 
@@ -21,6 +21,7 @@ const PAGE: usize = 4_096;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Verified {
     pub node: String,
+    pub segments: u64,
     pub chunks: u64,
     pub tombstones: u64,
     /// Content before sealing, of chunks that are whole.
@@ -33,13 +34,15 @@ pub struct Verified {
     pub corrupt: Vec<CorruptRange>,
     /// What is wrong with one of the two files that say whose disk it is; the next start mends it.
     pub identity: Option<String>,
+    /// What says which segments compaction has given back cannot be read: these may be called missing.
+    pub removed_unreadable: bool,
     /// Hints that are damaged: their segments are read through at the next start, which makes them anew.
     pub hints: Vec<String>,
 }
 
 impl Verified {
     pub fn is_sound(&self) -> bool {
-        self.damaged == 0 && self.corrupt.is_empty() && self.identity.is_none()
+        self.damaged == 0 && self.corrupt.is_empty() && self.identity.is_none() && !self.removed_unreadable
     }
 }
 
@@ -60,6 +63,13 @@ pub async fn verify(
     let (disk, owned) = (env.disk.clone(), folder.to_owned());
     let read = move || Ok::<_, OpenError>((read_identity(&*disk, &owned)?, fault_of_one(&*disk, &owned)?));
     let (identity, fault) = env.blocking(read).await?;
+    // Opened, the folder would have one.
+    let (disk, segments) = (env.disk.clone(), folder.join(SEGMENTS_FOLDER));
+    if let Err(error) = env.blocking(move || disk.list(&segments)).await
+        && error.kind() == io::ErrorKind::NotFound
+    {
+        return Err(OpenError::SegmentsMissing { folder: folder.to_owned() });
+    }
     let options = StoreOptions {
         opening: Opening::Inspect,
         ..StoreOptions::new(folder, identity.cluster_id, identity.node.clone())
@@ -67,7 +77,9 @@ pub async fn verify(
     let (store, _) = ChunkStore::open(env.clone(), options).await?;
     let mut verified = Verified {
         node: identity.node,
+        segments: store.recovery().segments,
         corrupt: store.recovery().corrupt.clone(),
+        removed_unreadable: store.recovery().removed_unreadable,
         identity: fault,
         hints: store.damaged_hints().await,
         ..Verified::default()
@@ -96,7 +108,10 @@ pub async fn verify(
                 Ok(_) => verified.plain_bytes += u64::from(line.plain_length),
                 Err(error) => {
                     verified.damaged += 1;
-                    tell(line.id, line.volume, &error.to_string());
+                    match error {
+                        ReadError::Corrupt(reason) => tell(line.id, line.volume, &reason),
+                        error => tell(line.id, line.volume, &error.to_string()),
+                    }
                 }
             }
         }

@@ -145,6 +145,12 @@ impl Budget {
         plenty.then(|| self.try_take(bytes)).flatten()
     }
 
+    /// Permits that are free now.
+    #[cfg(test)]
+    pub fn free(&self) -> usize {
+        self.0.permits.available_permits()
+    }
+
     /// Ends slow streams if nobody was given memory for a while.
     fn press(&self) {
         let now = self.0.env.clock.monotonic();
@@ -358,10 +364,6 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn free(budget: &Budget) -> usize {
-        budget.0.permits.available_permits()
-    }
-
     /// A stream that holds one permit and to which so many bytes went in four seconds.
     fn stream(budget: &Budget, bytes: usize) -> Paced {
         let paced = budget.paced();
@@ -401,7 +403,7 @@ mod tests {
         assert_eq!(seen, expected);
         assert!((TAKE_LIMIT..TAKE_LIMIT + LOOK_EVERY).contains(&env.clock.monotonic()));
         drop(room);
-        assert_eq!((free(&budget), budget.0.wanted.load(Ordering::Relaxed)), (8, 0));
+        assert_eq!((budget.free(), budget.0.wanted.load(Ordering::Relaxed)), (8, 0));
     }
 
     #[tokio::test(start_paused = true)]
@@ -410,25 +412,25 @@ mod tests {
         let budget = Budget::new(env.clone(), 100 * PERMIT_BYTES);
         let (whole, mut gathering) = (64 * PERMIT_BYTES, budget.gathering());
         gathering.grow(1, whole).await.unwrap();
-        assert_eq!(free(&budget), 36, "a whole chunk's");
+        assert_eq!(budget.free(), 36, "a whole chunk's");
         let after = async |delay: Duration| {
             env.clock.sleep(delay).await;
             Ok(Some(Bytes::from_static(b"1")))
         };
         gathering.wait_for(after(PATIENCE / 2)).await.unwrap();
-        assert_eq!(free(&budget), 36, "it may be fast");
+        assert_eq!(budget.free(), 36, "it may be fast");
         gathering.wait_for(after(PATIENCE)).await.unwrap();
-        assert_eq!(free(&budget), 99);
+        assert_eq!(budget.free(), 99);
         gathering.grow(PERMIT_BYTES, whole).await.unwrap();
-        assert_eq!(free(&budget), 99 - GROW_BYTES / PERMIT_BYTES);
+        assert_eq!(budget.free(), 99 - GROW_BYTES / PERMIT_BYTES);
         gathering.grow(GROW_BYTES, whole).await.unwrap();
-        assert_eq!(free(&budget), 99 - 2 * GROW_BYTES / PERMIT_BYTES);
+        assert_eq!(budget.free(), 99 - 2 * GROW_BYTES / PERMIT_BYTES);
         drop(gathering.complete());
-        assert_eq!(free(&budget), 100);
+        assert_eq!(budget.free(), 100);
         gathering.grow(1, whole).await.unwrap();
-        assert_eq!(free(&budget), 36, "the next chunk begins as the first did");
+        assert_eq!(budget.free(), 36, "the next chunk begins as the first did");
         drop(gathering);
-        assert_eq!((free(&budget), budget.0.streams.lock().len()), (100, 0));
+        assert_eq!((budget.free(), budget.0.streams.lock().len()), (100, 0));
     }
 
     #[tokio::test(start_paused = true)]
@@ -437,8 +439,8 @@ mod tests {
         let content = hold(Bytes::from(vec![7; 1000]), budget.try_take(PERMIT_BYTES));
         let rest = content.slice(999..);
         drop(content);
-        assert_eq!((rest.as_ref(), free(&budget)), (&[7][..], 1));
+        assert_eq!((rest.as_ref(), budget.free()), (&[7][..], 1));
         drop(rest);
-        assert_eq!(free(&budget), 2);
+        assert_eq!(budget.free(), 2);
     }
 }

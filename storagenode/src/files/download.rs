@@ -152,7 +152,8 @@ impl Gateway {
         // What cannot be read is refused as long as it can be, not broken off in the middle.
         let content = match content.next().await.transpose()? {
             Some(first) => stream::once(std::future::ready(Ok(first))).chain(content).boxed(),
-            None => content,
+            // It has ended, and must not be asked again.
+            None => stream::empty().boxed(),
         };
         Ok(Download { file, stale: found.stale, offset: bytes.start, length, content, ended })
     }

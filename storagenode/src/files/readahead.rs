@@ -175,3 +175,78 @@ where
         self.coming.push_back(Box::pin(async move { Ok((fetched.await?, room)) }));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use cairn_placement::Generation;
+
+    use super::*;
+    use crate::{
+        chunks::FRAME_BYTES,
+        env::{Env, paused::paused},
+        meta::keys::file::{Extent, FileRecord},
+    };
+
+    type Fetch = fn(Piece) -> BoxFuture<'static, Result<Vec<Bytes>, FileError>>;
+
+    /// A download of a file of so many frames.
+    async fn begin(budget: &Budget, frames: usize) -> ReadAhead<Fetch, ()> {
+        let length_bytes = (frames * FRAME_BYTES) as u64;
+        let record = FileRecord {
+            chunk_size_bytes: 4 << 20,
+            copies: 1,
+            blake3: [0; 32],
+            modified_unix_ms: 0,
+            content_type: String::new(),
+            extents: vec![Extent { generation: Generation([1; 16]), length_bytes }],
+        };
+        let fetch: Fetch =
+            |piece| Box::pin(async move { Ok(vec![Bytes::from(vec![7; FRAME_BYTES]); piece.frames.len()]) });
+        ReadAhead::begin(budget, Pieces::new(&record, 0..length_bytes), fetch, ()).await.unwrap()
+    }
+
+    /// Takes so many frames, each after a pause; drops them.
+    async fn take(env: &Env, reading: &mut ReadAhead<Fetch, ()>, frames: usize, pause: Duration) {
+        for _ in 0..frames {
+            env.clock.sleep(pause).await;
+            reading.next().await.unwrap().expect("there is more");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_gets_ahead_what_its_speed_is_worth() {
+        let env = paused();
+        let budget = Budget::new(env.clone(), 1_000 * PERMIT_BYTES);
+        let mut reading = begin(&budget, 10_000).await;
+        assert_eq!(
+            (reading.frames_ahead(), budget.free()),
+            (PIECE_FRAMES, 1_000 - OWN_FRAMES - PIECE_FRAMES)
+        );
+        let slow = Duration::from_secs(3);
+        take(&env, &mut reading, 2 * PIECE_FRAMES, slow).await;
+        assert!(reading.frames_ahead() <= LEAST_FRAMES, "nothing beyond for a slow one");
+        assert_eq!(budget.free(), 1_000 - OWN_FRAMES);
+        take(&env, &mut reading, 200, Duration::ZERO).await;
+        let ahead = reading.frames_ahead();
+        assert!((MOST_FRAMES - 1..MOST_FRAMES + PIECE_FRAMES).contains(&ahead), "{ahead}");
+        assert_eq!(budget.free(), 1_000 - OWN_FRAMES - ahead);
+        take(&env, &mut reading, ahead + PIECE_FRAMES, slow).await;
+        assert!(reading.frames_ahead() <= LEAST_FRAMES, "and nothing for one who became slow");
+        assert_eq!(budget.free(), 1_000 - OWN_FRAMES);
+        drop(reading);
+        assert_eq!(budget.free(), 1_000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whole_pieces_come_first_while_there_is_plenty() {
+        let budget = Budget::new(paused(), 100 * PERMIT_BYTES);
+        let first = begin(&budget, 100).await;
+        assert_eq!(first.frames_ahead(), PIECE_FRAMES);
+        let (mut second, small) = (begin(&budget, 100).await, begin(&budget, 3).await);
+        assert_eq!((second.frames_ahead(), small.frames_ahead()), (0, 0), "more than a quarter is in use");
+        second.next().await.unwrap().expect("its own room is enough");
+        assert_eq!(second.frames_ahead(), LEAST_FRAMES - 1);
+        drop((first, second, small));
+        assert_eq!(budget.free(), 100);
+    }
+}
