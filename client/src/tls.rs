@@ -85,6 +85,7 @@ impl Dialer {
             .map_err(|error| explain_tcp(&error, &at))?;
         // Small messages (headers, acknowledgements) must not wait for large ones.
         stream.set_nodelay(true).map_err(|error| explain_tcp(&error, &at))?;
+        leave_little_unsent(&stream).map_err(|error| explain_tcp(&error, &at))?;
         let name = match &self.server_name {
             Some(name) => name.clone(),
             None => endpoint.server_name.clone(),
@@ -102,6 +103,21 @@ impl Dialer {
         }
         Ok(stream)
     }
+}
+
+/// Bytes that wait in the kernel to be sent. Its buffers take megabytes: on a slow line, nothing would seem to move for minutes
+/// then, and a question whether the other end is alive would wait behind all of it.
+#[cfg(target_os = "linux")]
+const UNSENT_BYTES: u32 = 64 << 10;
+
+#[cfg(target_os = "linux")]
+fn leave_little_unsent(stream: &TcpStream) -> std::io::Result<()> {
+    socket2::SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn leave_little_unsent(_: &TcpStream) -> std::io::Result<()> {
+    Ok(())
 }
 
 /// Parses a DNS name or address that a certificate can be checked against.
