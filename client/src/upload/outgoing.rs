@@ -20,6 +20,13 @@ use super::source::ContentStream;
 use super::{Counter, MESSAGE_BYTES};
 use crate::error::Error;
 
+/// A message's content in the beginning, and where the one before took [`SLOW`]: so that on a slow line something moves now and then.
+const SMALL_MESSAGE_BYTES: usize = 64 << 10;
+const SLOW: Duration = Duration::from_secs(2);
+
+/// What was handed over and has not arrived, at most: the server's window for one upload, and as much in buffers.
+const ON_THE_WAY_BYTES: u64 = 512 << 10;
+
 /// The stream that is handed to the call.
 pub(crate) struct Outgoing {
     header: Option<UploadHeader>,
@@ -122,7 +129,9 @@ impl Stream for Outgoing {
         }
         loop {
             if !self.rest.is_empty() {
-                let length = self.rest.len().min(MESSAGE_BYTES);
+                let is_fast = self.sent_bytes > 0 && self.shared.idle() < SLOW;
+                let most = if is_fast { MESSAGE_BYTES } else { SMALL_MESSAGE_BYTES };
+                let length = self.rest.len().min(most);
                 let piece = self.rest.split_to(length);
                 return Poll::Ready(Some(self.send(piece)));
             }
@@ -158,6 +167,12 @@ impl Shared {
         // At least 1, which tells that something has moved.
         self.moved_ms.store(self.began.elapsed().as_millis().max(1) as u64, Ordering::Relaxed);
     }
+
+    /// How long nothing has moved.
+    fn idle(&self) -> Duration {
+        let moved = Duration::from_millis(self.moved_ms.load(Ordering::Relaxed));
+        self.began.elapsed().saturating_sub(moved)
+    }
 }
 
 impl Watch {
@@ -171,12 +186,13 @@ impl Watch {
         }
     }
 
-    /// Resolves when nothing has moved for `limit`.
+    /// Resolves when nothing has moved for `limit`. Once everything was handed over, what is on its way may take as long for every
+    /// small message of it.
     pub async fn stalled(&self, limit: Duration) {
         loop {
-            let moved = Duration::from_millis(self.0.moved_ms.load(Ordering::Relaxed));
-            let idle = self.0.began.elapsed().saturating_sub(moved);
-            match limit.checked_sub(idle) {
+            let on_the_way = self.digest().map_or(0, |(sent, _)| sent.min(ON_THE_WAY_BYTES));
+            let limit = limit + limit.mul_f64(on_the_way as f64 / SMALL_MESSAGE_BYTES as f64);
+            match limit.checked_sub(self.0.idle()) {
                 Some(left) if !left.is_zero() => tokio::time::sleep(left).await,
                 _ => return,
             }
@@ -238,7 +254,8 @@ mod tests {
             })
             .collect()
             .await;
-        assert_eq!(lengths, [MESSAGE_BYTES, MESSAGE_BYTES, 5]);
+        let rest = MESSAGE_BYTES - SMALL_MESSAGE_BYTES + 5;
+        assert_eq!(lengths, [SMALL_MESSAGE_BYTES, MESSAGE_BYTES, rest]);
         assert!(watch.was_complete());
         assert_eq!(watch.digest(), Some((size, blake3::hash(&content))));
         assert_eq!(counter.get(), size);
@@ -270,5 +287,17 @@ mod tests {
         let (_outgoing, watch) = make(None, vec![], None);
         assert!(watch.stalled(Duration::ZERO).now_or_never().is_some());
         assert!(watch.stalled(Duration::from_secs(60)).now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn what_is_on_its_way_has_time_to_arrive() {
+        let content = Bytes::from(vec![7; 4 * SMALL_MESSAGE_BYTES]);
+        let (outgoing, watch) = make(Some(content.len() as u64), vec![Ok(content)], None);
+        let messages: Vec<_> = outgoing.collect().await;
+        assert!(messages.len() > 1 && watch.was_complete());
+        let (limit, begun) = (Duration::from_millis(100), Instant::now());
+        watch.stalled(limit).await;
+        let took = begun.elapsed();
+        assert!(took > 4 * limit, "{took:?}");
     }
 }
