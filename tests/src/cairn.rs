@@ -326,12 +326,23 @@ pub async fn until<T, Other: std::fmt::Debug>(
 
 impl Drop for CairnCluster {
     fn drop(&mut self) {
+        let mut panicked = Vec::new();
         for index in 0..self.members.len() {
-            if std::thread::panicking() {
-                let log = crate::process::tail(&self.log(index), 25);
-                eprintln!("--- end of the log of {}\n{log}", self.members[index].name);
-            }
             self.members[index].process.take();
+            let (log, name) = (self.log(index), &self.members[index].name);
+            if std::thread::panicking() {
+                eprintln!("--- end of the log of {name}\n{}", crate::process::tail(&log, 25));
+            } else if let Some(line) = panic_in(&log) {
+                panicked.push(format!("{name}: {line}"));
+            }
         }
+        // What a node survives is a bug all the same.
+        assert!(panicked.is_empty(), "{panicked:#?}");
     }
+}
+
+fn panic_in(log: &Path) -> Option<String> {
+    let log = std::fs::read(log).ok()?;
+    let log = String::from_utf8_lossy(&log);
+    log.lines().find(|line| line.contains("panicked at")).map(str::to_owned)
 }

@@ -25,7 +25,7 @@ pub const MAX_OUT_BYTES: usize = 1 << 20;
 pub const MIN_BYTES_A_STALL: u64 = 64 << 10;
 
 /// What a reader took beyond this, it took itself, and not only what lies between it and us: buffers, windows.
-const ON_THE_WAY_BYTES: u64 = 512 << 10;
+const ON_THE_WAY_BYTES: u64 = 384 << 10;
 
 /// So many limits for stalls is a reader waited for at most, however much it took before.
 const MOST_PATIENCE: u32 = 5;
