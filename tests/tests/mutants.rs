@@ -81,14 +81,21 @@ fn what_is_not_found_is_told() {
         fs::create_dir_all(path(name)).unwrap();
     }
     fs::copy(root().join(".ci/mutants"), path(".ci/mutants")).unwrap();
-    let cargo = "#!/bin/sh\ncase \"$*\" in *--no-run*) exit 0;; esac\n! grep bad code\n";
+    let cargo = "#!/bin/sh
+case \"$*\" in *--no-run*) exit 0;; esac
+! grep -q worst code || exit 124
+! grep -q bad code || { echo 'test result: FAILED. 0 passed; 1 failed'; exit 1; }
+";
     fs::write(path("bin/cargo"), cargo).unwrap();
     fs::set_permissions(path("bin/cargo"), fs::Permissions::from_mode(0o755)).unwrap();
     fs::write(path("code"), "good\n").unwrap();
     fs::write(path(".gitignore"), "/target/\n").unwrap();
-    for (name, from, to) in
-        [("found", "good", "bad"), ("missed", "good", "better"), ("stale", "other", "bad")]
-    {
+    for (name, from, to) in [
+        ("found", "good", "bad"),
+        ("lasts", "good", "worst"),
+        ("missed", "good", "better"),
+        ("stale", "other", "bad"),
+    ] {
         let text = format!(
             "What: It is {to}.\nFound by: it whatever\n\n--- a/code\n+++ b/code\n@@ -1 +1 @@\n-{from}\n+{to}\n"
         );
@@ -103,9 +110,10 @@ fn what_is_not_found_is_told() {
     };
     run("git", &["init", "--quiet"]);
     let (success, told) = run(".ci/mutants", &[]);
-    assert!(!success && told.ends_with("1 caught, 2 not caught\n"), "{told}");
+    assert!(!success && told.ends_with("1 caught, 3 not caught\n"), "{told}");
     assert!(told.contains("found: It is bad.\n    caught: "), "{told}");
     assert!(told.contains("missed: It is better.\n    NOT CAUGHT by --test it whatever\n"), "{told}");
+    assert!(told.contains("lasts: It is worst.\n    neither passes nor fails: "), "{told}");
     assert!(told.contains("stale: It is bad.\n    cannot be planted: "), "{told}");
     assert_eq!(run(".ci/mutants", &["found"]), (true, told_of_one(&told)));
     assert_eq!(fs::read_to_string(path("code")).unwrap(), "good\n", "the tree itself is left alone");
