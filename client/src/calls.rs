@@ -137,15 +137,26 @@ impl Client {
         }
     }
 
-    /// Creates a volume, or finds it there with the same settings; true if it is new.
+    /// Creates a volume, or finds it there with the same settings; true if it is new. If the answer gets lost, it is looked for:
+    /// one that is not there may have been created, and deleted by somebody else since, so it is not created again.
     pub async fn create_volume(&self, volume: CreateVolume) -> Result<(Volume, bool)> {
         let message = volume.into_wire()?;
-        let answer = self
-            .unary(Repeat::Safe, message, |node, request| async move {
-                volumes(&node).create_volume(request).await
-            })
-            .await?;
-        Ok((found_volume(answer.volume)?, answer.created))
+        let call = |node: Arc<Node>, request| async move { volumes(&node).create_volume(request).await };
+        let error = match self.unary(Repeat::IfUnchanged, message.clone(), call).await {
+            Ok(answer) => return Ok((found_volume(answer.volume)?, answer.created)),
+            Err(error) if error.effect() == Effect::Unknown => error,
+            Err(error) => return Err(error),
+        };
+        let fits = |given: u32, found: u32| given == 0 || given == found;
+        match self.volume(&message.name).await {
+            Ok(found)
+                if fits(message.copies, found.copies)
+                    && fits(message.chunk_size_bytes, found.chunk_size_bytes) =>
+            {
+                Ok((found, true))
+            }
+            _ => Err(unsure_whether_created(&error)),
+        }
     }
 
     pub async fn volume(&self, name: &str) -> Result<Volume> {
@@ -222,6 +233,15 @@ impl Client {
         let answer = self.unary_at(self.supervisor(), Repeat::Safe, message, call).await;
         Ok(!answer.map_err(explain_local)?.already_running)
     }
+}
+
+fn unsure_whether_created(error: &Error) -> Error {
+    Error::new(
+        ErrorCode::CommitUnknown,
+        Effect::Unknown,
+        format!("it is not known whether the volume was created: {error}"),
+        "look with `cairn volumes`; if it is not there, create it again",
+    )
 }
 
 fn unsure_whether_deleted(error: &Error) -> Error {

@@ -11,6 +11,7 @@ use cairn_client::{ERROR_DOMAIN, ErrorCode, FileInfo, Limits};
 use cairn_proto::v1::download_response::Part as Out;
 use cairn_proto::v1::files_server::{Files, FilesServer};
 use cairn_proto::v1::upload_request::Part as In;
+use cairn_proto::v1::volumes_server::{Volumes, VolumesServer};
 use cairn_proto::v1::*;
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -46,6 +47,7 @@ pub enum Fault {
 #[derive(Default)]
 struct State {
     files: BTreeMap<(String, String), (FileInfo, Bytes)>,
+    volumes: BTreeMap<String, Volume>,
     faults: HashMap<&'static str, VecDeque<Fault>>,
     calls: Vec<String>,
     tokens: Vec<String>,
@@ -150,6 +152,46 @@ async fn apply(fault: Option<Fault>) -> Result<(), Status> {
         Some(Fault::SkipThenUnknown) => Err(refusal(ErrorCode::CommitUnknown)),
         Some(Fault::Hang) => std::future::pending().await,
         _ => Ok(()),
+    }
+}
+
+/// Volumes can be created and found.
+#[tonic::async_trait]
+impl Volumes for Fake {
+    async fn create_volume(
+        &self,
+        request: Request<CreateVolumeRequest>,
+    ) -> Result<Response<CreateVolumeResponse>, Status> {
+        let fault = self.enter("create_volume", &request);
+        apply(fault).await?;
+        let CreateVolumeRequest { name, copies, chunk_size_bytes } = request.into_inner();
+        let volume = Volume { name: name.clone(), copies, chunk_size_bytes, ..Default::default() };
+        self.state.lock().unwrap().volumes.insert(name, volume.clone());
+        after(fault, CreateVolumeResponse { volume: Some(volume), created: true })
+    }
+
+    async fn get_volume(
+        &self,
+        request: Request<GetVolumeRequest>,
+    ) -> Result<Response<GetVolumeResponse>, Status> {
+        apply(self.enter("get_volume", &request)).await?;
+        let found = self.state.lock().unwrap().volumes.get(&request.into_inner().name).cloned();
+        let volume = Some(found.ok_or_else(|| refusal(ErrorCode::VolumeNotFound))?);
+        Ok(Response::new(GetVolumeResponse { volume }))
+    }
+
+    async fn list_volumes(
+        &self,
+        _: Request<ListVolumesRequest>,
+    ) -> Result<Response<ListVolumesResponse>, Status> {
+        Err(refusal(ErrorCode::Unsupported))
+    }
+
+    async fn delete_volume(
+        &self,
+        _: Request<DeleteVolumeRequest>,
+    ) -> Result<Response<DeleteVolumeResponse>, Status> {
+        Err(refusal(ErrorCode::Unsupported))
     }
 }
 
@@ -333,6 +375,7 @@ pub async fn serve(fake: &Fake, identity: Identity) -> SocketAddr {
         })
         .unwrap()
         .add_service(service)
+        .add_service(VolumesServer::new(fake.clone()))
         .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener));
     tokio::spawn(server);
     address

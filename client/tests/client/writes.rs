@@ -1,7 +1,9 @@
 //! Uploads and deletions: whole or not at all, repeated only when that is safe.
 
 use bytes::Bytes;
-use cairn_client::{BytesSource, Client, Condition, Counter, Effect, ErrorCode, MoveOptions, UploadOptions};
+use cairn_client::{
+    BytesSource, Client, Condition, Counter, CreateVolume, Effect, ErrorCode, MoveOptions, UploadOptions,
+};
 use futures::stream;
 
 use crate::fake::{Fault, cutting_proxy, dead_address};
@@ -258,4 +260,19 @@ async fn a_move_that_is_refused_is_told_and_not_repeated() {
     let error = client.move_file("files", "z", "b", MoveOptions::default()).await.unwrap_err();
     assert!(error.is_not_found());
     assert_eq!((cluster.fake.calls("move"), cluster.fake.content("b").unwrap()), (1, Bytes::from("2")));
+}
+
+/// Somebody else may have deleted it since: it does not come back.
+#[tokio::test]
+async fn a_volume_whose_creation_is_unknown_is_looked_for_and_not_created_again() {
+    let volume = || CreateVolume { name: "v".into(), copies: Some(2), chunk_size_bytes: None };
+    for (fault, stored) in [(Fault::DoThenBreak, true), (Fault::SkipThenUnknown, false)] {
+        let cluster = Cluster::start(2).await;
+        cluster.fake.fail("create_volume", [fault]);
+        match cluster.client().create_volume(volume()).await {
+            Ok((found, _)) => assert!(stored && found.copies == 2),
+            Err(error) => assert!(!stored && error.code() == ErrorCode::CommitUnknown, "{error}"),
+        }
+        assert_eq!(cluster.fake.calls("create_volume"), 1);
+    }
 }
