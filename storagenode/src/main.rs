@@ -187,7 +187,7 @@ fn verify(data_dir: &Path) -> ExitCode {
         Ok(found) => {
             if found.removed_unreadable {
                 say!(
-                    "damaged: removed: it cannot be read, so segments that compaction gave back may be called missing here; remove it"
+                    "damaged: removed: it cannot be read, so segments that compaction gave back may be called missing here; nothing else is lost with it"
                 );
             }
             for corrupt in &found.corrupt {
@@ -195,7 +195,10 @@ fn verify(data_dir: &Path) -> ExitCode {
                     corrupt.seems.map_or_else(String::new, |id| format!(", which seems to be chunk {id}"));
                 let (start, end) = (corrupt.range.start, corrupt.range.end);
                 if corrupt.missing {
-                    say!("missing: segments/{}, which had {end} bytes", corrupt.segment);
+                    say!(
+                        "missing: segments/{}, which had {end} bytes; if the file `removed` is damaged or was lost, compaction may have given it back",
+                        corrupt.segment
+                    );
                     continue;
                 }
                 say!("damaged: bytes {start} to {end} of segments/{}{seems}", corrupt.segment);

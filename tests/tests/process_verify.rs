@@ -77,7 +77,7 @@ async fn every_chunk_of_a_stopped_node_is_read_and_damage_is_named() {
     fs::create_dir(&copy).unwrap();
     let damaged = verify(&cluster, None);
     assert!(
-        !damaged.success && damaged.stdout.contains("identity.copy is a folder (move it away"),
+        !damaged.success && damaged.stdout.contains("identity.copy is a folder: move it away"),
         "{damaged:?}"
     );
     fs::remove_dir(&copy).unwrap();

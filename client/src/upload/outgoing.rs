@@ -44,6 +44,9 @@ struct Shared {
     began: Instant,
     /// Milliseconds from `began` to the last message.
     moved_ms: AtomicU64,
+    /// The source is waited for, and milliseconds from `began` to when it last was: that is not the node's silence.
+    source_awaited: AtomicBool,
+    source_gave_ms: AtomicU64,
     /// Everything was handed over: from here on the server may commit.
     complete: AtomicBool,
     failure: Mutex<Option<Error>>,
@@ -66,6 +69,8 @@ pub(crate) fn outgoing(
     let shared = Arc::new(Shared {
         began: Instant::now(),
         moved_ms: AtomicU64::new(0),
+        source_awaited: AtomicBool::new(false),
+        source_gave_ms: AtomicU64::new(0),
         complete: AtomicBool::new(false),
         failure: Mutex::new(None),
         failed: Notify::new(),
@@ -135,7 +140,9 @@ impl Stream for Outgoing {
                 let piece = self.rest.split_to(length);
                 return Poll::Ready(Some(self.send(piece)));
             }
-            match self.content.poll_next_unpin(cx) {
+            let next = self.content.poll_next_unpin(cx);
+            self.shared.source_is_awaited(next.is_pending());
+            match next {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Some(Ok(piece))) => {
                     let so_far = self.sent_bytes + piece.len() as u64;
@@ -168,10 +175,20 @@ impl Shared {
         self.moved_ms.store(self.began.elapsed().as_millis().max(1) as u64, Ordering::Relaxed);
     }
 
-    /// How long nothing has moved.
+    fn source_is_awaited(&self, now: bool) {
+        if self.source_awaited.load(Ordering::Relaxed) && !now {
+            self.source_gave_ms.store(self.began.elapsed().as_millis() as u64, Ordering::Relaxed);
+        }
+        self.source_awaited.store(now, Ordering::Relaxed);
+    }
+
+    /// How long nothing has moved that could have.
     fn idle(&self) -> Duration {
-        let moved = Duration::from_millis(self.moved_ms.load(Ordering::Relaxed));
-        self.began.elapsed().saturating_sub(moved)
+        if self.source_awaited.load(Ordering::Relaxed) {
+            return Duration::ZERO;
+        }
+        let last = [&self.moved_ms, &self.source_gave_ms].map(|at| at.load(Ordering::Relaxed));
+        self.began.elapsed().saturating_sub(Duration::from_millis(last[0].max(last[1])))
     }
 }
 
@@ -287,6 +304,21 @@ mod tests {
         let (_outgoing, watch) = make(None, vec![], None);
         assert!(watch.stalled(Duration::ZERO).now_or_never().is_some());
         assert!(watch.stalled(Duration::from_secs(60)).now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_slow_source_is_not_the_nodes_silence() {
+        let (give, taken) = futures::channel::mpsc::unbounded::<io::Result<Bytes>>();
+        let header = UploadHeader::default();
+        let (mut outgoing, watch) = outgoing(header, taken.boxed(), "it".into(), None);
+        assert!(outgoing.next().now_or_never().is_some(), "the header");
+        assert!(outgoing.next().now_or_never().is_none());
+        let limit = Duration::from_millis(50);
+        assert!(tokio::time::timeout(4 * limit, watch.stalled(limit)).await.is_err());
+        // Once it has given something, it is the node that is waited for.
+        give.unbounded_send(Ok("abc".into())).unwrap();
+        outgoing.next().await.unwrap();
+        watch.stalled(limit).await;
     }
 
     #[tokio::test]

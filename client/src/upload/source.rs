@@ -12,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 use futures::Stream;
 use futures::stream::{self, BoxStream, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::time::{Duration, Instant, timeout_at};
 
 use super::MESSAGE_BYTES;
 
@@ -153,6 +154,9 @@ impl fmt::Debug for OnceSource {
     }
 }
 
+/// After the first bytes of a piece, the rest of it is waited for so long: what a slow pipe gives is on its way soon.
+const GATHERED_WITHIN: Duration = Duration::from_secs(1);
+
 /// Reads pieces of the size that messages have; the buffer of a small content is no larger than the content.
 fn read_in_pieces(reader: impl AsyncRead + Send + 'static, size_bytes: Option<u64>) -> ContentStream {
     let piece_bytes = size_bytes.map_or(MESSAGE_BYTES, |size| size.clamp(1, MESSAGE_BYTES as u64) as usize);
@@ -160,11 +164,20 @@ fn read_in_pieces(reader: impl AsyncRead + Send + 'static, size_bytes: Option<u6
     stream::unfold(state, move |reader| async move {
         let mut reader = reader?;
         let mut piece = BytesMut::with_capacity(piece_bytes);
+        let mut until = None;
         while piece.len() < piece_bytes {
             let mut room = (&mut reader).take((piece_bytes - piece.len()) as u64);
-            match room.read_buf(&mut piece).await {
+            let read = room.read_buf(&mut piece);
+            let count = match until {
+                None => read.await,
+                Some(until) => match timeout_at(until, read).await {
+                    Ok(count) => count,
+                    Err(_) => break,
+                },
+            };
+            match count {
                 Ok(0) => break,
-                Ok(_) => {}
+                Ok(_) => until = until.or_else(|| Some(Instant::now() + GATHERED_WITHIN)),
                 Err(error) => return Some((Err(error), None)),
             }
         }
@@ -179,6 +192,23 @@ mod tests {
 
     async fn read(source: &dyn Source) -> Vec<Bytes> {
         source.open().await.unwrap().map(|piece| piece.unwrap()).collect().await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_slow_pipe_gives_is_not_kept_back() {
+        use tokio::io::AsyncWriteExt as _;
+        let (mut pipe, end) = tokio::io::duplex(1 << 10);
+        let source = OnceSource::from_reader(end, None);
+        let mut content = source.open().await.unwrap();
+        for _ in 0..3 {
+            pipe.write_all(b"some").await.unwrap();
+            let begun = Instant::now();
+            assert_eq!(content.next().await.unwrap().unwrap(), "some");
+            assert!(begun.elapsed() < 2 * GATHERED_WITHIN);
+            tokio::time::sleep(10 * GATHERED_WITHIN).await;
+        }
+        drop(pipe);
+        assert!(content.next().await.is_none());
     }
 
     #[tokio::test]

@@ -27,6 +27,9 @@ pub const MIN_BYTES_A_STALL: u64 = 64 << 10;
 /// What a reader took beyond this, it took itself, and not only what lies between it and us: buffers, windows.
 const ON_THE_WAY_BYTES: u64 = 384 << 10;
 
+/// Why content breaks off is told for so long to a reader that takes nothing; then the channel's end says that it did.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
 /// So many limits for stalls is a reader waited for at most, however much it took before.
 const MOST_PATIENCE: u32 = 5;
 
@@ -245,12 +248,9 @@ impl Outgoing {
             () = self.ended.cancelled() => Err(FileError::crowded_out()),
             () = deadline => Err(FileError::DeadlineExceeded),
         };
-        let last = match outcome {
-            Ok(()) => Message::End,
-            Err(error) => Message::Failed(error),
-        };
-        // If even this cannot be handed over in time, the channel's end says that the content is not whole.
-        let _ = self.env.timeout(self.stall, sender.send(last)).await;
+        if let Err(error) = outcome {
+            let _ = self.env.timeout(LAST_WORDS, sender.send(Message::Failed(error))).await;
+        }
     }
 
     async fn pump_all(
@@ -282,7 +282,11 @@ impl Outgoing {
         if left > 0 {
             return Err(FileError::Internal(format!("{left} of {length} bytes are missing at the end")));
         }
-        Ok(())
+        // With the same patience: it waits behind the last of the content.
+        match self.env.timeout(patience.left, sender.send(Message::End)).await {
+            Some(_) => Ok(()),
+            None => Err(FileError::DeadlineExceeded),
+        }
     }
 }
 
@@ -291,7 +295,7 @@ mod tests {
     use futures::TryStreamExt;
 
     use super::*;
-    use crate::api::fake::quick_env;
+    use crate::{api::fake::quick_env, env::paused::paused};
 
     const STALL: Duration = Duration::from_secs(60);
 
@@ -409,8 +413,7 @@ mod tests {
 
     #[tokio::test]
     async fn slow_readers_are_served_and_those_that_take_too_little_are_given_up() {
-        let length = 3 << 20;
-        let read = async |seconds: u64| {
+        let read = async |seconds: u64, length: usize| {
             let (outgoing, _) = outgoing(None);
             let env = outgoing.env.clone();
             let sent = outgoing.send(content(vec![Ok(Bytes::from(vec![7; length]))]), length as u64);
@@ -423,8 +426,9 @@ mod tests {
             }
             Ok::<_, FileError>(bytes)
         };
-        assert_eq!(read(20).await.unwrap(), length);
-        assert!(read(150).await.is_err());
+        assert_eq!(read(20, 3 << 20).await.unwrap(), 3 << 20);
+        // Long enough for what it took at once to be used up.
+        assert!(read(150, 6 << 20).await.is_err());
     }
 
     /// What its system took at once is read for minutes, while nothing moves here.
@@ -449,6 +453,38 @@ mod tests {
         assert_eq!(read_after_a_pause(2 << 20, MOST_PATIENCE - 1).await, Ok(true));
         assert!(read_after_a_pause(2 << 20, MOST_PATIENCE + 1).await.is_err(), "not for ever");
         assert!(read_after_a_pause(ON_THE_WAY_BYTES as usize - (128 << 10), 2).await.is_err());
+    }
+
+    fn paused_outgoing() -> (Outgoing, Arc<Metrics>) {
+        let (outgoing, metrics) = outgoing(None);
+        (Outgoing { env: paused(), ..outgoing }, metrics)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_of_nothing_is_given_up_after_one_limit() {
+        let (outgoing, metrics) = paused_outgoing();
+        let sent = outgoing.send(content(vec![Ok(Bytes::from(vec![7; 64 << 10])); 64]), 4 << 20);
+        tokio::time::sleep(STALL - LAST_WORDS).await;
+        assert_eq!(metrics.open_streams.get(), 1);
+        tokio::time::sleep(3 * LAST_WORDS).await;
+        assert_eq!(metrics.open_streams.get(), 0);
+        assert!(sent.collect::<Vec<_>>().await.last().unwrap().is_err());
+    }
+
+    /// The end waits behind the last piece, and as long as that one.
+    #[tokio::test(start_paused = true)]
+    async fn the_end_is_waited_for_as_patiently_as_the_content() {
+        let (outgoing, _) = paused_outgoing();
+        let frames = vec![Ok(Bytes::from(vec![7; 64 << 10])); 32];
+        let mut sent = Box::pin(outgoing.send(content(frames), 2 << 20));
+        for _ in 0..30 {
+            sent.next().await.unwrap().unwrap();
+        }
+        tokio::time::sleep(STALL * (MOST_PATIENCE - 2)).await;
+        sent.next().await.unwrap().unwrap();
+        tokio::time::sleep(STALL * 2 - LAST_WORDS).await;
+        let rest: Vec<_> = sent.collect().await;
+        assert!(rest.len() == 1 && rest[0].is_ok(), "{}", rest.len());
     }
 
     /// Takes content in a task of its own, as the gateway does.

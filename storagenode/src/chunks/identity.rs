@@ -270,7 +270,7 @@ fn fault(found: &Found) -> String {
     match found {
         Found::Absent => "is missing".to_owned(),
         Found::Unreadable(error) if error.kind() == io::ErrorKind::IsADirectory => {
-            "is a folder (move it away, or the next start fails)".to_owned()
+            "is a folder: move it away".to_owned()
         }
         Found::Unreadable(error) => format!("cannot be read ({error})"),
         Found::Damaged | Found::Sound(_) => "is damaged".to_owned(),
