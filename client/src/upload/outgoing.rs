@@ -308,7 +308,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_slow_source_is_not_the_nodes_silence() {
-        let (give, taken) = futures::channel::mpsc::unbounded::<io::Result<Bytes>>();
+        let (mut give, taken) = futures::channel::mpsc::channel::<io::Result<Bytes>>(1);
         let header = UploadHeader::default();
         let (mut outgoing, watch) = outgoing(header, taken.boxed(), "it".into(), None);
         assert!(outgoing.next().now_or_never().is_some(), "the header");
@@ -316,7 +316,7 @@ mod tests {
         let limit = Duration::from_millis(50);
         assert!(tokio::time::timeout(4 * limit, watch.stalled(limit)).await.is_err());
         // Once it has given something, it is the node that is waited for.
-        give.unbounded_send(Ok("abc".into())).unwrap();
+        give.try_send(Ok("abc".into())).unwrap();
         outgoing.next().await.unwrap();
         watch.stalled(limit).await;
     }
