@@ -21,7 +21,7 @@ const LONGEST_REST: Duration = Duration::from_secs(15);
 /// A connection on which nothing was heard for so long is asked for a sign of life …
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// … and given up when it does not answer within this. On a slow line, the question waits behind what is on its way.
-const KEEP_ALIVE_ANSWER: Duration = Duration::from_secs(60);
+const KEEP_ALIVE_ANSWER: Duration = Duration::from_secs(120);
 
 /// A node's address.
 #[derive(Clone, PartialEq, Eq)]

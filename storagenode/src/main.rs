@@ -187,7 +187,7 @@ fn verify(data_dir: &Path) -> ExitCode {
         Ok(found) => {
             if found.removed_unreadable {
                 say!(
-                    "damaged: removed: it cannot be read, so segments that compaction gave back may be called missing here; nothing else is lost with it"
+                    "damaged: removed: it cannot be read, so segments that compaction gave back may be called missing here; nothing else is lost with it, and the next start writes it anew"
                 );
             }
             for corrupt in &found.corrupt {
@@ -196,7 +196,7 @@ fn verify(data_dir: &Path) -> ExitCode {
                 let (start, end) = (corrupt.range.start, corrupt.range.end);
                 if corrupt.missing {
                     say!(
-                        "missing: segments/{}, which had {end} bytes; if the file `removed` is damaged or was lost, compaction may have given it back",
+                        "missing: segments/{}, which had {end} bytes; if the file `removed` was damaged or is gone, compaction may have given it back",
                         corrupt.segment
                     );
                     continue;

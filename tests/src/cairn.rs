@@ -171,10 +171,16 @@ impl CairnCluster {
     /// Runs `cairn`, as people do, with every node to talk to.
     pub fn cairn(&self, arguments: &[&str]) -> Output {
         let endpoints: Vec<_> = (0..self.len()).map(|node| format!("https://{}", self.grpc(node))).collect();
-        let spec = Spec::new("cairn", programs::built("cairn")).args(arguments).clear_env();
-        let spec = spec.env("HOME", self.folder()).args(["--endpoint", &endpoints.join(",")]);
+        let spec = Spec::new("cairn", programs::built("cairn")).args(arguments);
+        run(self.as_user(spec, &endpoints.join(",")), None, 2 * LIMIT).expect("cairn runs")
+    }
+
+    /// With what `cairn` has to know at the end of its arguments: where nodes are, whom to trust, and a token.
+    pub fn as_user(&self, spec: Spec, endpoints: &str) -> Spec {
+        let spec = spec.clear_env().env("PATH", std::env::var("PATH").unwrap_or_default());
+        let spec = spec.env("HOME", self.folder()).args(["--endpoint", endpoints]);
         let spec = spec.arg("--ca-file").arg(&self.secrets.authority_certificate);
-        run(spec.arg("--token-file").arg(&self.secrets.client_token), None, 2 * LIMIT).expect("cairn runs")
+        spec.arg("--token-file").arg(&self.secrets.client_token)
     }
 
     /// The command that starts a node.

@@ -206,6 +206,40 @@ fn marks_outlive_the_segments_that_they_were_in() {
     });
 }
 
+/// What says which segments were given back is damaged: they are called missing, and not again, however often the disk is started.
+#[test]
+fn segments_that_were_given_back_are_called_missing_at_most_once() {
+    let disk = SimDisk::new(64 << 20);
+    let numbers = small(600);
+    in_store(&disk, async |store| {
+        put(&store, numbers.iter().copied()).await;
+        bury(&store, numbers.iter().copied().skip(1)).await;
+        assert!(compact(&store).await > 2);
+        store.close().await;
+    });
+    let removed = paths(&disk)[0].parent().unwrap().with_file_name("removed");
+    disk.open(&removed, OpenMode::ReadWrite).unwrap().write_at(&[std::io::IoSlice::new(b"?")], 8).unwrap();
+    in_store(&disk, async |store| {
+        let report = store.recovery();
+        assert!(report.removed_unreadable);
+        assert!(!report.corrupt.is_empty() && report.corrupt.iter().all(|range| range.missing), "{report:?}");
+        store.close().await;
+    });
+    // Also after another segment was given back, which writes it down with all that are gone.
+    for first in [10_000, 20_000, 30_000] {
+        in_store(&disk, async |store| {
+            let report = store.recovery();
+            assert!(!report.removed_unreadable);
+            assert_eq!(report.corrupt, []);
+            let more = || small(300).into_iter().map(|n| n + 11 * first);
+            put(&store, more()).await;
+            bury(&store, more()).await;
+            assert!(compact(&store).await > 0);
+            store.close().await;
+        });
+    }
+}
+
 /// What a killed life wrote is to be marked by the next one; a segment that is removed before that is not.
 #[test]
 fn a_segment_that_is_gone_is_marked_no_more() {

@@ -51,8 +51,8 @@ const SEEN: [(&str, usize); 19] = [
     ("slow: 4s", 300),
     ("are left behind", 50),
     ("segments are compacted", 500),
-    ("patient 4", 200),
-    ("patient 5", 200),
+    ("patient 4 wrote", 100),
+    ("patient 5 read", 100),
     ("is read to its end", 250),
 ];
 

@@ -9,9 +9,11 @@ use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
 use cairn_client::names::check_path;
-use futures::Stream;
+use futures::StreamExt;
 use tokio::fs::File;
+use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
+use tokio_util::io::StreamReader;
 
 use crate::failure::{Exit, Failure};
 
@@ -218,18 +220,23 @@ fn prepare_below(folder: &Path, relative: &str) -> Result<PathBuf, Trouble> {
     Ok(path.join(name))
 }
 
-/// Standard input, piece by piece. Read by a thread that nobody waits for: a terminal may never say another word.
-pub fn standard_input() -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
-    const PIECE_BYTES: u64 = 256 << 10;
-    let (sender, receiver) = mpsc::channel(2);
+/// Standard input. Read by a thread that nobody waits for: a terminal may never say another word. What one read gives is handed on at
+/// once: whoever takes it decides for how long to gather.
+pub fn standard_input() -> impl AsyncRead + Send + 'static {
+    // As much as a pipe holds.
+    const PIECE_BYTES: usize = 64 << 10;
+    let (sender, receiver) = mpsc::channel::<io::Result<Bytes>>(2);
     std::thread::spawn(move || {
         let mut input = io::stdin().lock();
         loop {
-            let mut piece = Vec::new();
-            let outcome = input.by_ref().take(PIECE_BYTES).read_to_end(&mut piece);
-            let (next, last) = match outcome {
+            let mut piece = vec![0; PIECE_BYTES];
+            let (next, last) = match input.read(&mut piece) {
                 Ok(0) => return,
-                Ok(_) => (Ok(Bytes::from(piece)), false),
+                Ok(length) => {
+                    piece.truncate(length);
+                    (Ok(Bytes::from(piece)), false)
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => (Err(error), true),
             };
             if sender.blocking_send(next).is_err() || last {
@@ -237,7 +244,12 @@ pub fn standard_input() -> impl Stream<Item = io::Result<Bytes>> + Send + 'stati
             }
         }
     });
-    futures::stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) })
+    let pieces =
+        futures::stream::unfold(
+            receiver,
+            |mut receiver| async move { Some((receiver.recv().await?, receiver)) },
+        );
+    StreamReader::new(pieces.boxed())
 }
 
 /// Writes to standard output, which may be as slow as its reader.

@@ -71,7 +71,7 @@ pub async fn run(client: &Client, put: Put, output: &Output) -> Result<Exit, Fai
             async move {
                 let Upload { local, path, earlier } = upload;
                 let Some(local) = local else {
-                    let stored = client.upload_stream(&volume, &path, options, None, standard_input());
+                    let stored = client.upload_reader(&volume, &path, options, None, standard_input());
                     return Ok(Done::Moved { bytes: stored.await?.size_bytes });
                 };
                 if let Some(there) = earlier.find(&client, &volume, &path).await?

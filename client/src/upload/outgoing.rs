@@ -8,24 +8,31 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_proto::v1::upload_request::Part;
 use cairn_proto::v1::{UploadHeader, UploadRequest};
 use futures::{Stream, StreamExt};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::source::ContentStream;
 use super::{Counter, MESSAGE_BYTES};
 use crate::error::Error;
 
-/// A message's content in the beginning, and where the one before took [`SLOW`]: so that on a slow line something moves now and then.
-const SMALL_MESSAGE_BYTES: usize = 64 << 10;
+/// A message's content in the beginning, and at least: so that on a slow line something moves now and then. Those that took longer
+/// than [`SLOW`] are followed by one of half the size, and those that were [`FAST`] by one of twice the size.
+const FIRST_MESSAGE_BYTES: usize = 64 << 10;
+const LEAST_MESSAGE_BYTES: usize = 16 << 10;
 const SLOW: Duration = Duration::from_secs(2);
+const FAST: Duration = Duration::from_millis(500);
 
-/// What was handed over and has not arrived, at most: the server's window for one upload, and as much in buffers.
+/// What was handed over and has not arrived, at most: the server's window for one upload, and as much in buffers. How fast the line is
+/// cannot be seen before as much was handed over.
 const ON_THE_WAY_BYTES: u64 = 512 << 10;
+/// Once everything was handed over, what is on its way may take so many times as long as as much took before.
+const ARRIVES_WITHIN: u32 = 4;
 
 /// The stream that is handed to the call.
 pub(crate) struct Outgoing {
@@ -36,8 +43,21 @@ pub(crate) struct Outgoing {
     hasher: blake3::Hasher,
     size_bytes: Option<u64>,
     sent_bytes: u64,
+    /// Of the next message, at most.
+    message_bytes: usize,
+    /// Milliseconds after the beginning when [`ON_THE_WAY_BYTES`] more were handed over, the last two times.
+    marks_ms: [u64; 2],
     what: String,
     shared: Arc<Shared>,
+}
+
+/// All content was handed over.
+#[derive(Debug, Clone, Copy)]
+struct Sent {
+    bytes: u64,
+    digest: blake3::Hash,
+    /// How long the last bytes took, at least as many as are on their way now; `None` if there were too few of them.
+    took: Option<Duration>,
 }
 
 struct Shared {
@@ -51,7 +71,7 @@ struct Shared {
     complete: AtomicBool,
     failure: Mutex<Option<Error>>,
     failed: Notify,
-    digest: Mutex<Option<(u64, blake3::Hash)>>,
+    sent: Mutex<Option<Sent>>,
     counter: Option<Counter>,
     counted: AtomicU64,
 }
@@ -74,7 +94,7 @@ pub(crate) fn outgoing(
         complete: AtomicBool::new(false),
         failure: Mutex::new(None),
         failed: Notify::new(),
-        digest: Mutex::new(None),
+        sent: Mutex::new(None),
         counter,
         counted: AtomicU64::new(0),
     });
@@ -85,6 +105,8 @@ pub(crate) fn outgoing(
         rest: Bytes::new(),
         hasher: blake3::Hasher::new(),
         sent_bytes: 0,
+        message_bytes: FIRST_MESSAGE_BYTES,
+        marks_ms: [0; 2],
         what,
         shared: Arc::clone(&shared),
     };
@@ -92,9 +114,25 @@ pub(crate) fn outgoing(
 }
 
 impl Outgoing {
+    /// The next message's content, of what is left of a piece.
+    fn take_piece(&mut self) -> Bytes {
+        let took = self.shared.idle();
+        if self.sent_bytes > 0 && took > SLOW {
+            self.message_bytes = (self.message_bytes / 2).max(LEAST_MESSAGE_BYTES);
+        } else if self.sent_bytes >= ON_THE_WAY_BYTES && took < FAST {
+            self.message_bytes = (self.message_bytes * 2).min(MESSAGE_BYTES);
+        }
+        let length = self.rest.len().min(self.message_bytes);
+        self.rest.split_to(length)
+    }
+
     fn send(&mut self, piece: Bytes) -> UploadRequest {
         self.hasher.update(&piece);
+        let before = self.sent_bytes;
         self.sent_bytes += piece.len() as u64;
+        if before / ON_THE_WAY_BYTES < self.sent_bytes / ON_THE_WAY_BYTES {
+            self.marks_ms = [self.marks_ms[1], self.shared.now_ms()];
+        }
         if self.size_bytes == Some(self.sent_bytes) {
             self.complete();
         }
@@ -107,8 +145,13 @@ impl Outgoing {
     }
 
     fn complete(&self) {
-        let digest = (self.sent_bytes, self.hasher.finalize());
-        *self.shared.digest.lock().unwrap_or_else(PoisonError::into_inner) = Some(digest);
+        let since = Duration::from_millis(self.shared.now_ms().saturating_sub(self.marks_ms[0]));
+        let sent = Sent {
+            bytes: self.sent_bytes,
+            digest: self.hasher.finalize(),
+            took: (self.sent_bytes >= 2 * ON_THE_WAY_BYTES).then_some(since),
+        };
+        *self.shared.sent.lock().unwrap_or_else(PoisonError::into_inner) = Some(sent);
         self.shared.complete.store(true, Ordering::Release);
     }
 
@@ -134,10 +177,7 @@ impl Stream for Outgoing {
         }
         loop {
             if !self.rest.is_empty() {
-                let is_fast = self.sent_bytes > 0 && self.shared.idle() < SLOW;
-                let most = if is_fast { MESSAGE_BYTES } else { SMALL_MESSAGE_BYTES };
-                let length = self.rest.len().min(most);
-                let piece = self.rest.split_to(length);
+                let piece = self.take_piece();
                 return Poll::Ready(Some(self.send(piece)));
             }
             let next = self.content.poll_next_unpin(cx);
@@ -170,14 +210,18 @@ impl Stream for Outgoing {
 }
 
 impl Shared {
+    fn now_ms(&self) -> u64 {
+        self.began.elapsed().as_millis() as u64
+    }
+
     fn moved(&self) {
         // At least 1, which tells that something has moved.
-        self.moved_ms.store(self.began.elapsed().as_millis().max(1) as u64, Ordering::Relaxed);
+        self.moved_ms.store(self.now_ms().max(1), Ordering::Relaxed);
     }
 
     fn source_is_awaited(&self, now: bool) {
         if self.source_awaited.load(Ordering::Relaxed) && !now {
-            self.source_gave_ms.store(self.began.elapsed().as_millis() as u64, Ordering::Relaxed);
+            self.source_gave_ms.store(self.now_ms(), Ordering::Relaxed);
         }
         self.source_awaited.store(now, Ordering::Relaxed);
     }
@@ -203,12 +247,16 @@ impl Watch {
         }
     }
 
-    /// Resolves when nothing has moved for `limit`. Once everything was handed over, what is on its way may take as long for every
-    /// small message of it.
+    /// Resolves when nothing has moved for `limit`. Once everything was handed over, what is on its way has time to arrive: as long
+    /// as is usual on this line, and at most `limit` for as much as a first message.
     pub async fn stalled(&self, limit: Duration) {
         loop {
-            let on_the_way = self.digest().map_or(0, |(sent, _)| sent.min(ON_THE_WAY_BYTES));
-            let limit = limit + limit.mul_f64(on_the_way as f64 / SMALL_MESSAGE_BYTES as f64);
+            let arrival = self.sent().map_or(Duration::ZERO, |sent| {
+                let on_the_way = sent.bytes.min(ON_THE_WAY_BYTES) as f64;
+                let most = limit.mul_f64(on_the_way / FIRST_MESSAGE_BYTES as f64);
+                sent.took.map_or(most, |took| most.min(took * ARRIVES_WITHIN))
+            });
+            let limit = limit + arrival;
             match limit.checked_sub(self.0.idle()) {
                 Some(left) if !left.is_zero() => tokio::time::sleep(left).await,
                 _ => return,
@@ -228,7 +276,11 @@ impl Watch {
 
     /// Length and digest of what was sent, once all of it was.
     pub fn digest(&self) -> Option<(u64, blake3::Hash)> {
-        *self.0.digest.lock().unwrap_or_else(PoisonError::into_inner)
+        self.sent().map(|sent| (sent.bytes, sent.digest))
+    }
+
+    fn sent(&self) -> Option<Sent> {
+        *self.0.sent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes back what was counted: the attempt came to nothing.
@@ -256,28 +308,50 @@ mod tests {
         outgoing(header, stream::iter(pieces).boxed(), "it".into(), counter)
     }
 
+    fn length(message: &UploadRequest) -> Option<usize> {
+        match message.part.as_ref()? {
+            Part::Data(data) => Some(data.len()),
+            Part::Header(_) => None,
+        }
+    }
+
     #[tokio::test]
     async fn large_pieces_are_split_counted_and_digested() {
-        let content = Bytes::from(vec![7; 2 * MESSAGE_BYTES + 5]);
+        let content = Bytes::from(vec![7; ON_THE_WAY_BYTES as usize + 3 * MESSAGE_BYTES]);
         let counter = Counter::default();
         let size = content.len() as u64;
         let (outgoing, watch) = make(Some(size), vec![Ok(content.clone())], Some(counter.clone()));
-        let lengths: Vec<usize> = outgoing
-            .filter_map(|message| async {
-                match message.part? {
-                    Part::Data(data) => Some(data.len()),
-                    Part::Header(_) => None,
-                }
-            })
-            .collect()
-            .await;
-        let rest = MESSAGE_BYTES - SMALL_MESSAGE_BYTES + 5;
-        assert_eq!(lengths, [SMALL_MESSAGE_BYTES, MESSAGE_BYTES, rest]);
+        let lengths: Vec<usize> =
+            outgoing.filter_map(|message| async move { length(&message) }).collect().await;
+        let (first, rest) = lengths.split_at(ON_THE_WAY_BYTES as usize / FIRST_MESSAGE_BYTES);
+        assert!(first.iter().all(|length| *length == FIRST_MESSAGE_BYTES), "{lengths:?}");
+        assert_eq!(rest, [2 * FIRST_MESSAGE_BYTES, MESSAGE_BYTES, MESSAGE_BYTES, 2 * FIRST_MESSAGE_BYTES]);
         assert!(watch.was_complete());
         assert_eq!(watch.digest(), Some((size, blake3::hash(&content))));
         assert_eq!(counter.get(), size);
         watch.uncount();
         assert_eq!(counter.get(), 0);
+    }
+
+    /// What buffers swallow at once says nothing about the line.
+    #[tokio::test(start_paused = true)]
+    async fn on_a_slow_line_messages_get_small() {
+        let content = Bytes::from(vec![7; 2 << 20]);
+        let (mut outgoing, _watch) = make(None, vec![Ok(content)], None);
+        outgoing.next().await;
+        for _ in 0..ON_THE_WAY_BYTES as usize / FIRST_MESSAGE_BYTES {
+            assert_eq!(length(&outgoing.next().await.unwrap()), Some(FIRST_MESSAGE_BYTES));
+        }
+        let mut next = async |took| {
+            tokio::time::sleep(took).await;
+            length(&outgoing.next().await.unwrap()).unwrap() >> 10
+        };
+        assert_eq!(next(2 * SLOW).await, 32);
+        assert_eq!(next(2 * SLOW).await, 16);
+        assert_eq!(next(2 * SLOW).await, 16);
+        assert_eq!(next(SLOW / 2).await, 16);
+        assert_eq!(next(FAST / 2).await, 32);
+        assert_eq!(next(FAST / 2).await, 64);
     }
 
     #[tokio::test]
@@ -321,15 +395,28 @@ mod tests {
         watch.stalled(limit).await;
     }
 
-    #[tokio::test]
-    async fn what_is_on_its_way_has_time_to_arrive() {
-        let content = Bytes::from(vec![7; 4 * SMALL_MESSAGE_BYTES]);
-        let (outgoing, watch) = make(Some(content.len() as u64), vec![Ok(content)], None);
-        let messages: Vec<_> = outgoing.collect().await;
-        assert!(messages.len() > 1 && watch.was_complete());
-        let (limit, begun) = (Duration::from_millis(100), Instant::now());
+    async fn patience(size: usize, each: Duration, limit: Duration) -> Duration {
+        let content = Bytes::from(vec![7; size]);
+        let (mut outgoing, watch) = make(Some(size as u64), vec![Ok(content)], None);
+        while !watch.was_complete() {
+            tokio::time::sleep(each).await;
+            outgoing.next().await.unwrap();
+        }
+        let begun = Instant::now();
         watch.stalled(limit).await;
-        let took = begun.elapsed();
-        assert!(took > 4 * limit, "{took:?}");
+        begun.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_on_its_way_has_time_to_arrive() {
+        let limit = Duration::from_secs(45);
+        // Nothing can be known of the line: buffers may have taken all of it.
+        let took = patience(256 << 10, Duration::ZERO, limit).await;
+        assert!(took >= 5 * limit && took < 6 * limit, "{took:?}");
+        // A fast line, and a slow one.
+        let took = patience(4 << 20, Duration::from_millis(10), limit).await;
+        assert!(took >= limit && took < limit + Duration::from_secs(2), "{took:?}");
+        let took = patience(4 << 20, 5 * SLOW, limit).await;
+        assert!(took == 9 * limit, "{took:?}");
     }
 }

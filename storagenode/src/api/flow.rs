@@ -17,24 +17,21 @@ use crate::{
     metrics::Metrics,
 };
 
-/// Content leaves in messages of at most this size.
-pub const MAX_OUT_BYTES: usize = 1 << 20;
+/// Content leaves in messages of at most this size, so that slow readers can be told from dead ones.
+pub const MAX_OUT_BYTES: usize = 64 << 10;
 
 /// A client of which this much does not come, or go, within the limit for stalls is given up: it would hold memory that others
 /// wait for. Only the time counts in which it is waited for.
 pub const MIN_BYTES_A_STALL: u64 = 64 << 10;
 
 /// What a reader took beyond this, it took itself, and not only what lies between it and us: buffers, windows.
-const ON_THE_WAY_BYTES: u64 = 384 << 10;
+const ON_THE_WAY_BYTES: u64 = 512 << 10;
 
 /// Why content breaks off is told for so long to a reader that takes nothing; then the channel's end says that it did.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// So many limits for stalls is a reader waited for at most, however much it took before.
 const MOST_PATIENCE: u32 = 5;
-
-/// A reader for whom it was waited so long gets content in small messages, so that slow ones can be told from dead ones.
-const SLOW: Duration = Duration::from_secs(2);
 
 /// Messages that wait for a slow reader, besides those that the connection has taken already.
 const READ_AHEAD: usize = 1;
@@ -172,14 +169,15 @@ pub fn incoming(
 /// swallowed does not: one that reads nothing is given up after one limit for stalls.
 struct Patience {
     stall: Duration,
-    /// Bytes taken in all.
+    /// Bytes taken in all, and since there was last time for the next.
     taken: u64,
+    taken_since: u64,
     left: Duration,
 }
 
 impl Patience {
     fn new(stall: Duration) -> Self {
-        Self { stall, taken: 0, left: stall }
+        Self { stall, taken: 0, taken_since: 0, left: stall }
     }
 
     fn took(&mut self, bytes: u64, waited: Duration) {
@@ -187,9 +185,12 @@ impl Patience {
         let earned = counted(self.taken + bytes) - counted(self.taken);
         self.taken += bytes;
         let earned = self.stall.mul_f64(earned as f64 / MIN_BYTES_A_STALL as f64);
-        let left = (self.left.saturating_sub(waited) + earned).min(self.stall * MOST_PATIENCE);
-        // Whoever has just taken something has the time for the next.
-        self.left = left.max(self.stall);
+        self.left = (self.left.saturating_sub(waited) + earned).min(self.stall * MOST_PATIENCE);
+        self.taken_since += bytes;
+        if self.taken_since >= MIN_BYTES_A_STALL {
+            // Whoever has just taken as much as it must has the time for the next.
+            (self.taken_since, self.left) = (0, self.left.max(self.stall));
+        }
     }
 }
 
@@ -259,14 +260,14 @@ impl Outgoing {
         length: u64,
         sender: &mpsc::Sender<Message>,
     ) -> Result<(), FileError> {
-        let (mut left, mut most, mut patience) = (length, MAX_OUT_BYTES, Patience::new(self.stall));
+        let (mut left, mut patience) = (length, Patience::new(self.stall));
         while let Some(data) = content.next().await {
             let mut data = data?;
             left = left.checked_sub(data.len() as u64).ok_or_else(|| {
                 FileError::Internal(format!("more than the {length} bytes announced would have been sent"))
             })?;
             while !data.is_empty() {
-                let piece = data.split_to(data.len().min(most));
+                let piece = data.split_to(data.len().min(MAX_OUT_BYTES));
                 let begun = self.env.clock.monotonic();
                 let sent_bytes = piece.len() as u64;
                 match self.env.timeout(patience.left, sender.send(Message::Data(piece))).await {
@@ -276,7 +277,6 @@ impl Outgoing {
                 };
                 let waited = self.env.clock.monotonic().saturating_sub(begun);
                 patience.took(sent_bytes, waited);
-                most = if waited > SLOW { MIN_BYTES_A_STALL as usize } else { MAX_OUT_BYTES };
             }
         }
         if left > 0 {
@@ -413,22 +413,24 @@ mod tests {
 
     #[tokio::test]
     async fn slow_readers_are_served_and_those_that_take_too_little_are_given_up() {
-        let read = async |seconds: u64, length: usize| {
+        // 64 KiB in so many seconds.
+        let read = async |seconds: f64, length: usize| {
             let (outgoing, _) = outgoing(None);
             let env = outgoing.env.clone();
             let sent = outgoing.send(content(vec![Ok(Bytes::from(vec![7; length]))]), length as u64);
             let mut sent = Box::pin(sent);
             let mut bytes = 0;
             while let Some(piece) = sent.next().await {
-                bytes += piece?.len();
-                // As if a message were on its way for so long, whatever its size.
-                env.clock.sleep(Duration::from_secs(seconds)).await;
+                let piece = piece?;
+                bytes += piece.len();
+                let seconds = seconds * piece.len() as f64 / MIN_BYTES_A_STALL as f64;
+                env.clock.sleep(Duration::from_secs_f64(seconds)).await;
             }
             Ok::<_, FileError>(bytes)
         };
-        assert_eq!(read(20, 3 << 20).await.unwrap(), 3 << 20);
+        assert_eq!(read(20.0, 3 << 20).await.unwrap(), 3 << 20);
         // Long enough for what it took at once to be used up.
-        assert!(read(150, 6 << 20).await.is_err());
+        assert!(read(150.0, 6 << 20).await.is_err());
     }
 
     /// What its system took at once is read for minutes, while nothing moves here.
@@ -477,8 +479,9 @@ mod tests {
         let (outgoing, _) = paused_outgoing();
         let frames = vec![Ok(Bytes::from(vec![7; 64 << 10])); 32];
         let mut sent = Box::pin(outgoing.send(content(frames), 2 << 20));
-        for _ in 0..30 {
-            sent.next().await.unwrap().unwrap();
+        let mut bytes = 0;
+        while bytes < 30 * (64 << 10) {
+            bytes += sent.next().await.unwrap().unwrap().len();
         }
         tokio::time::sleep(STALL * (MOST_PATIENCE - 2)).await;
         sent.next().await.unwrap().unwrap();

@@ -66,6 +66,9 @@ impl Default for ConnectionLimits {
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 /// Larger frames cost fewer wake-ups; 16 KiB is HTTP/2's default.
 const FRAME_BYTES: u32 = 128 << 10;
+/// What HTTP/1.1 gathers before it takes more content is written as a whole before it does: with more, nothing would seem to move for
+/// minutes where a reader is slow. Room for a request's headers, too.
+const HTTP1_BUFFER_BYTES: usize = 48 << 10;
 /// Names of 1,024 bytes, escaped, with room for a token and what proxies add.
 const HEADER_BYTES: u32 = 32 << 10;
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
@@ -201,7 +204,7 @@ impl Server {
             .http1()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_READ_TIMEOUT)
-            .max_buf_size(128 << 10);
+            .max_buf_size(HTTP1_BUFFER_BYTES);
         builder
             .http2()
             .timer(TokioTimer::new())

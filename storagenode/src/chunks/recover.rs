@@ -134,12 +134,8 @@ pub fn recover(disk: &dyn Disk, table: &SegmentTable, hints: bool) -> Result<Rec
         take_in(table, segment, judged, &mut recovered);
     }
     // Marked, with content, and not there.
-    for (id, end) in marks.into_iter().filter(|(id, end)| *end > FIRST_RECORD && !removed.contains(id)) {
-        table.lost(id);
-        tracing::error!(segment = %id, bytes = end, "a segment is missing; repair fetches other copies of what it held");
-        let (segment, range) = (id.to_string(), 0..end);
-        recovered.report.corrupt.push(CorruptRange { segment, range, seems: None, missing: true });
-    }
+    let missing = marks.into_iter().filter(|(id, end)| *end > FIRST_RECORD && !removed.contains(id));
+    tell_missing(disk, table, missing.collect(), hints, &mut recovered.report);
     if hints {
         hint::remove_others(disk, table, &segments.into_iter().collect());
     }
@@ -147,6 +143,28 @@ pub fn recover(disk: &dyn Disk, table: &SegmentTable, hints: bool) -> Result<Rec
     let unmarked = |hole: &mut Hole| to_write.to_mark.iter().any(|(id, _)| *id == table.id(hole.slot));
     to_write.fresh_holes = to_write.holes.extract_if(.., unmarked).collect();
     Ok(recovered)
+}
+
+/// Says which segments are missing. Where nothing says which of them were given back, they are called missing once.
+fn tell_missing(
+    disk: &dyn Disk,
+    table: &SegmentTable,
+    missing: Marks,
+    writes: bool,
+    report: &mut RecoveryReport,
+) {
+    for (id, end) in &missing {
+        tracing::error!(segment = %id, bytes = end, "a segment is missing; repair fetches other copies of what it held");
+        let (segment, range) = (id.to_string(), 0..*end);
+        report.corrupt.push(CorruptRange { segment, range, seems: None, missing: true });
+    }
+    if !report.removed_unreadable {
+        missing.into_keys().for_each(|id| table.lost(id));
+        return;
+    }
+    if writes && let Err(error) = removed::write(disk, table, &missing.into_keys().collect()) {
+        tracing::warn!(%error, "what says which segments were given back is not written anew; the next start tries again");
+    }
 }
 
 /// What a hint says, if nothing speaks against it.

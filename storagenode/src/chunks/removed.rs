@@ -2,7 +2,8 @@
 //!
 //! A mark of a segment that is not there means that acknowledged bytes are lost. After a compaction it does not: so before a
 //! segment's file is removed, its name is written down here, for as long as another segment has a mark of it. The file only
-//! ever silences that alarm: whoever deletes it gets false alarms in the log, and loses nothing. The layout is in `docs/formats.md`.
+//! ever silences that alarm: whoever deletes it gets false alarms in the log, and loses nothing. If it cannot be read, a start raises
+//! the alarm for all that is not there, once, and writes it anew. The layout is in `docs/formats.md`.
 
 use std::{collections::BTreeSet, io, path::PathBuf};
 
@@ -80,7 +81,7 @@ pub fn read(disk: &dyn Disk, table: &SegmentTable) -> Result<Option<BTreeSet<Seg
         Err(None) => {
             tracing::error!(
                 path = %path.display(),
-                "cannot be read, and is left alone: segments that were given back are now reported as missing, once"
+                "cannot be read: segments that were given back are reported as missing, once"
             );
             Ok(None)
         }
@@ -96,8 +97,12 @@ fn read_file(disk: &dyn Disk, path: &std::path::Path) -> io::Result<Vec<u8>> {
 
 /// Writes down that a segment is about to be removed. Blocks.
 pub fn note(disk: &dyn Disk, table: &SegmentTable, slot: u32) -> io::Result<()> {
-    let gone = table.marked_and_gone(slot);
-    replace_file(disk, &path(table), &v1::encode(&table.identity().incarnation.0, &gone))
+    write(disk, table, &table.marked_and_gone(slot))
+}
+
+/// Writes down what is gone, in place of what could not be read. Blocks.
+pub fn write(disk: &dyn Disk, table: &SegmentTable, gone: &BTreeSet<SegmentId>) -> io::Result<()> {
+    replace_file(disk, &path(table), &v1::encode(&table.identity().incarnation.0, gone))
 }
 
 #[cfg(test)]

@@ -53,7 +53,9 @@ impl Patient {
             }
             let done = matches!(answer, Some(Ok(_)));
             let told = client::told(answer.map(|a| a.map(|_| "done".into())));
-            self.stage.note(format_args!("patient {} at n{node}: {path}: Put({value}): {told}", self.name));
+            let did = if done { "wrote" } else { "tried to write" };
+            self.stage
+                .note(format_args!("patient {} {did} at n{node}: {path}: Put({value}): {told}", self.name));
             if done {
                 return;
             }
@@ -83,7 +85,8 @@ impl Patient {
             };
             let done = matches!(answer, Some(Ok(_)));
             let told = client::told(answer.map(|a| a.map(|bytes| format!("{} bytes", bytes.len()))));
-            self.stage.note(format_args!("patient {} at n{node}: {path}: Get: {told}", self.name));
+            let did = if done { "read" } else { "tried to read" };
+            self.stage.note(format_args!("patient {} {did} at n{node}: {path}: Get: {told}", self.name));
             if done {
                 return;
             }
