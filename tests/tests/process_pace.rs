@@ -208,8 +208,8 @@ fn slow_line(to: String, bytes_a_second: usize) -> String {
 async fn uploads_over_a_slow_line_and_from_a_slow_pipe_succeed_at_once() {
     let (cluster, folder) = alone("slow").await;
     let large = folder.path().join("large");
-    std::fs::write(&large, content(2, 600 << 10)).unwrap();
-    let line = format!("https://{}", slow_line(cluster.grpc(0), 5_000));
+    std::fs::write(&large, content(2, 480 << 10)).unwrap();
+    let line = format!("https://{}", slow_line(cluster.grpc(0), 4_000));
     let direct = format!("https://{}", cluster.grpc(0));
     let cairn = programs::built("cairn");
     let over_the_line = Spec::new("put", &cairn).arg("put").arg(&large).arg("files/large");
@@ -228,9 +228,9 @@ async fn uploads_over_a_slow_line_and_from_a_slow_pipe_succeed_at_once() {
             assert!(ended.success, "{ended:?}");
         }
     });
-    must_read(&cluster.client(), "large", &content(2, 600 << 10)).await;
+    must_read(&cluster.client(), "large", &content(2, 480 << 10)).await;
     must_read(&cluster.client(), "piped", &Bytes::from(vec![0; 160_000])).await;
     // An attempt that breaks off has sent something, too.
     let received = metric(&cluster, "cairn_received_bytes_total");
-    assert_eq!(received, (600 << 10) + 160_000, "each at the first attempt");
+    assert_eq!(received, (480 << 10) + 160_000, "each at the first attempt");
 }
