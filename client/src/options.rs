@@ -54,7 +54,8 @@ pub struct Limits {
     pub attempt_timeout: Duration,
     /// For a call with all its attempts; for a transfer, from the last progress to giving up.
     pub call_timeout: Duration,
-    /// For the next byte of a transfer to move.
+    /// For the next byte of a transfer to move. An upload moves in steps of up to 128 KiB, half a node's window: with the usual 45 s, a line
+    /// needs 3 KB/s.
     pub stall_timeout: Duration,
     /// Attempts at one call, at most; asking one node after another until one can be reached counts as one.
     pub attempts: u32,

@@ -62,6 +62,8 @@ pub enum Compare {
     ModRevision { key: Bytes, equals: u64 },
     /// The key exists with this value.
     Value { key: Bytes, equals: Bytes },
+    /// No key is in the range (start included, end not). Costs as much as reading the range: for those in which little can be.
+    Vacant { range: Range<Bytes> },
 }
 
 impl Compare {
@@ -73,6 +75,11 @@ impl Compare {
     /// The key was last changed at `revision`.
     pub fn unchanged(key: impl Into<Bytes>, revision: u64) -> Self {
         Self::ModRevision { key: key.into(), equals: revision }
+    }
+
+    /// No key begins with `prefix`.
+    pub fn vacant(prefix: &[u8]) -> Self {
+        Self::Vacant { range: Bytes::copy_from_slice(prefix)..prefix_end(prefix) }
     }
 
     /// The key exists with this value.

@@ -10,7 +10,7 @@
 pub mod collect;
 pub mod compact;
 pub(crate) mod inventories;
-mod records;
+pub mod records;
 pub mod remove;
 pub mod repair;
 pub mod scrub;

@@ -520,3 +520,41 @@ fn an_emptied_segment_rests() {
         assert!(!paths(&disk).contains(&segment));
     });
 }
+
+/// What is deleted in the group that it came with lies after the last durable end: a start takes what is not whole there for torn, and the
+/// deletion with it. So its space is given back only when the next group has told that this one is durable.
+#[test]
+fn a_chunk_that_is_deleted_in_its_own_group_keeps_its_content_until_the_next_group() {
+    let disk = SimDisk::new(64 << 20);
+    // Many pages long.
+    let large = 19;
+    // The writer punches holes as soon as nobody wants anything of it.
+    let idle = async || {
+        for _ in 0..1_000 {
+            tokio::task::yield_now().await;
+        }
+    };
+    in_store(&disk, async |store| {
+        put(&store, [2]).await;
+        let before = disk.counts().syncs;
+        let (put, buried) =
+            futures::join!(store.put(chunk(large), Purpose::Write), store.bury(vec![tombstone(large)]));
+        assert_eq!((put, buried), (Ok(PutOutcome::Stored), Ok(())));
+        assert_eq!(disk.counts().syncs, before + 1, "one group");
+        idle().await;
+    });
+    disk.kill();
+    in_store(&disk, async |store| {
+        let report = store.recovery();
+        assert_eq!((report.torn_records, report.torn_bytes, &report.corrupt[..]), (0, 0, &[][..]));
+        assert_eq!(store.contains(id(large)), Presence::Buried);
+        assert_eq!(is_whole(&store, 2).await, Ok(true));
+        let full = store.usage().used_bytes;
+        put(&store, [13, 24]).await;
+        put(&store, [35]).await;
+        idle().await;
+        let left = store.usage().used_bytes;
+        assert!(left + 50_000 < full, "and then it is given back: {full} {left}");
+        store.close().await;
+    });
+}

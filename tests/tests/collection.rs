@@ -14,7 +14,7 @@ use cairn_tests::sim::{
     content::{content, make_volume, rot_frames, volume},
     leftovers::Leftovers,
     meta::Odds,
-    plants::{GUEST, Plant},
+    plants::{GUEST, LOOK_TAKES, Plant},
 };
 use futures::{StreamExt, stream};
 
@@ -303,4 +303,32 @@ fn a_clock_that_jumps_by_days_changes_nothing() {
         assert!(matches!(stored().await, Err(FileError::FileNotFound { .. })));
         assert!(Leftovers::of(&cluster).await.resting.is_empty());
     });
+}
+
+/// A volume is to be deleted if it is empty, and a file is stored after the look whether it is.
+async fn an_upload_behind_the_look(plant: Plant) -> Result<(), String> {
+    let cluster = SimCluster::start_planted(11, &["a", "b", "c"], plant).await;
+    make_volume(&cluster, 3).await;
+    let [files, others] = [0, 1].map(|index| cluster.files(index).unwrap());
+    let deleting = tokio::spawn({
+        let files = files.clone();
+        async move { files.delete_volume(&volume(), false).await }
+    });
+    cluster.clock.sleep(LOOK_TAKES / 4).await;
+    upload(&others).await;
+    let deleted = deleting.await.unwrap();
+    if !matches!(deleted, Err(FileError::VolumeNotEmpty(_))) {
+        return Err(format!("{deleted:?}"));
+    }
+    files.stat(&volume(), &path(), None).await.map_err(|error| error.to_string())?;
+    // And once it is empty, it goes.
+    delete(&others).await;
+    files.delete_volume(&volume(), false).await.map_err(|error| error.to_string())
+}
+
+#[test]
+fn a_volume_that_is_deleted_if_empty_takes_no_file_along() {
+    assert_eq!(runtime().block_on(an_upload_behind_the_look(Plant::LooksTakeLong)), Ok(()));
+    let error = runtime().block_on(an_upload_behind_the_look(Plant::FilesNotCompared)).unwrap_err();
+    assert!(error.contains("Ok"), "{error}");
 }

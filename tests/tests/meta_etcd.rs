@@ -12,9 +12,11 @@ use cairn_node::meta::conformance::{self, Subject};
 use cairn_node::meta::etcd::EtcdStore;
 use cairn_node::meta::{
     Compare, DatabaseUrl, Event, Freshness, KeyValue, MetaError, MetaStore, Op, RangeRead, SharedMeta, Txn,
-    Watch, connect,
+    Watch, connect, keys,
 };
+use cairn_node::workers::records;
 use cairn_tests::etcd::{EtcdCluster, EtcdOptions};
+use cairn_tests::sim::plants::{HARE, Plant};
 use cairn_tests::tools::{Need, require};
 use etcd_client::{Client, DeleteOptions, GetOptions};
 use futures::{StreamExt, stream};
@@ -553,4 +555,38 @@ async fn a_page_of_a_long_range_costs_about_what_it_gives() {
     stream::iter(&batches[..50]).map(remove).buffer_unordered(16).collect::<Vec<_>>().await;
     assert_eq!(count(&mut client).await, 4);
     assert!(by_pages(&store, 900).await.0.is_empty());
+}
+
+/// A file that moves while the records are read is read all the same: all pages are of one revision.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_are_read_at_one_revision() {
+    let Some(etcd) = three_members() else { return };
+    let store = open(&etcd.database_url("moves")).await;
+    let names: Vec<String> = (0..2_500).map(|n| format!("file/00000001/{n:05}")).collect();
+    for names in names.chunks(100) {
+        let then = names.iter().map(|name| Op::put(name.clone(), "")).collect();
+        store.txn(Txn { then, ..Txn::default() }).await.unwrap();
+    }
+    store.txn(put(HARE, "")).await.unwrap();
+    // The first page may be a little behind.
+    let late = RangeRead { freshness: Freshness::Stale, ..RangeRead::key(HARE) };
+    while store.range(late.clone()).await.unwrap().entries.is_empty() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Each time that a page is read, to where that page is not.
+    let moving = Plant::MovesDuringScans.in_store(store);
+    let mut seen = 0;
+    let count = |_: &KeyValue| {
+        seen += 1;
+        Ok(())
+    };
+    records::each_at_one_revision(&*moving, keys::file::PREFIX, count).await.unwrap();
+    assert_eq!(seen, names.len() + 1);
+    let mut seen = 0;
+    let count = |_: &KeyValue| {
+        seen += 1;
+        Ok(())
+    };
+    records::each(&*moving, keys::file::PREFIX, Freshness::Linearizable, count).await.unwrap();
+    assert_eq!(seen, names.len(), "page by page it is overlooked");
 }

@@ -207,22 +207,31 @@ impl Gateway {
         if volume.record.state == State::Deleting {
             return Ok(());
         }
-        let files = keys::file::prefix(volume.id());
-        let read = RangeRead { limit: 1, keys_only: true, ..RangeRead::prefix(&files) };
-        if !with_files && !self.retry_read(|| self.meta.range(read.clone())).await?.entries.is_empty() {
-            return Err(FileError::VolumeNotEmpty(name.to_string()));
+        if !with_files {
+            self.must_be_empty(name, volume.id()).await?;
         }
         let key = keys::volume::key(name.as_str());
         let record = VolumeRecord { state: State::Deleting, ..volume.record.clone() };
-        let proposal = Proposal {
-            compare: vec![Compare::unchanged(key.clone(), volume.revision)],
-            then: vec![Op::put(key, keys::to_json(&record))],
-            look: vec![],
-        };
+        let mut compare = vec![Compare::unchanged(key.clone(), volume.revision)];
+        if !with_files {
+            // A file may be committed after the look, and it was acknowledged.
+            compare.push(Compare::vacant(&keys::file::prefix(volume.id())));
+        }
+        let proposal = Proposal { compare, then: vec![Op::put(key, keys::to_json(&record))], look: vec![] };
         match self.commit(self.env.random.bytes(), proposal).await? {
             Outcome::Committed => Ok(()),
+            Outcome::Refused(_) if !with_files => {
+                self.must_be_empty(name, volume.id()).await?;
+                Err(FileError::Conflict(format!("volume {name} changed meanwhile")))
+            }
             Outcome::Refused(_) => Err(FileError::Conflict(format!("volume {name} changed meanwhile"))),
         }
+    }
+
+    async fn must_be_empty(&self, name: &VolumeName, id: VolumeId) -> Result<(), FileError> {
+        let read = RangeRead { limit: 1, keys_only: true, ..RangeRead::prefix(&keys::file::prefix(id)) };
+        let first = self.retry_read(|| self.meta.range(read.clone())).await?.entries.pop();
+        first.map_or(Ok(()), |_| Err(FileError::VolumeNotEmpty(name.to_string())))
     }
 }
 

@@ -28,6 +28,13 @@ pub fn check_txn(txn: &Txn) -> Result<(), MetaError> {
         let (key, value) = match compare {
             Compare::ModRevision { key, .. } => (key, 0),
             Compare::Value { key, equals } => (key, equals.len()),
+            Compare::Vacant { range } if range.start >= range.end => {
+                return refused("a condition on a range that ends where it begins, or before".to_owned());
+            }
+            Compare::Vacant { range } => {
+                check_key(&range.end)?;
+                (&range.start, range.end.len())
+            }
         };
         check_key(key)?;
         check_value(value)?;

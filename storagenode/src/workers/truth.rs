@@ -16,9 +16,9 @@
 //!
 //! What was found holds for the map and the disks that it was found with: a new disk makes it void, and so does a node that
 //! starts anew for what it holds, since a start may find less on the disk; nothing there counts as settled until the next
-//! pass. Whether everything can be read (`ClusterState::readable`) hangs on who is live, too. Records are read page by page,
-//! not at one revision: a file that is renamed meanwhile may be overlooked by one pass. That can hide a loss until the
-//! next, and never removes anything.
+//! pass. Whether everything can be read (`ClusterState::readable`) hangs on who is live, too. Records are read page by page
+//! at one revision. The embedded store, and an etcd that is compacted meanwhile, do not keep it: there, a file that is renamed meanwhile may
+//! be overlooked by one pass. That can hide a loss until the next, and never removes anything.
 
 pub mod plan;
 pub mod run;

@@ -52,6 +52,10 @@ pub enum Plant {
     GenerationsRepeat,
     /// Nothing limits the content that nodes hold in memory.
     NoBudgets,
+    /// No bug: whoever looks whether a volume has any file hears it [`LOOK_TAKES`] later.
+    LooksTakeLong,
+    /// The same, and nothing compares that it has none when it is deleted (R18).
+    FilesNotCompared,
     /// No bug: the first transaction that writes a file's record happens, and its answer is lost; by the next one the store is
     /// full.
     FullAfterLostAnswer,
@@ -67,6 +71,8 @@ const LATE: Duration = Duration::from_secs(3);
 
 /// How late a sweep comes to look at uploads with [`Plant::ClaimLapses`], so that its looks come after the lapse.
 const LINGER: Duration = Duration::from_secs(1);
+/// How long what was seen of a volume is on its way with [`Plant::LooksTakeLong`].
+pub const LOOK_TAKES: Duration = Duration::from_secs(4);
 /// Within this, a sweep has looked.
 const LOOKED: Duration = Duration::from_secs(5);
 
@@ -122,6 +128,7 @@ impl Plant {
             Self::QueueNotCompared => Some(|key| key.starts_with(keys::collect::PREFIX)),
             Self::StartsNotCompared => Some(|key| key == keys::starts_key()),
             Self::ClaimNotCompared => Some(|key| key.starts_with(keys::upload::PREFIX)),
+            Self::FilesNotCompared => Some(|key| key.starts_with(keys::file::PREFIX)),
             _ => None,
         }
     }
@@ -150,9 +157,13 @@ impl PlantedMeta {
     }
 }
 
-/// Whether a key's revision is compared.
+/// Whether a key's revision is compared, or whether such keys are there.
 fn compares(compare: &Compare, wanted: impl Fn(&[u8]) -> bool) -> bool {
-    matches!(compare, Compare::ModRevision { key, .. } if wanted(key))
+    match compare {
+        Compare::ModRevision { key, .. } => wanted(key),
+        Compare::Vacant { range } => wanted(&range.start),
+        Compare::Value { .. } => false,
+    }
 }
 
 impl PlantedMeta {
@@ -249,9 +260,16 @@ impl MetaStore for PlantedMeta {
             Plant::PinsIgnored => read.start.starts_with(keys::pin::PREFIX),
             _ => false,
         };
+        let looks = matches!(self.plant, Plant::LooksTakeLong | Plant::FilesNotCompared)
+            && read.limit == 1
+            && read.keys_only
+            && read.start.starts_with(keys::file::PREFIX);
         let start = read.start.clone();
         let mut page = self.store.range(read).await?;
         self.pin_behind(&start).await?;
+        if looks {
+            tokio::time::sleep(LOOK_TAKES).await;
+        }
         if hidden {
             page.entries.clear();
             page.more = false;

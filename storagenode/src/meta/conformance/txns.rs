@@ -12,6 +12,7 @@ pub(super) fn cases() -> Vec<Case> {
     named![
         revisions_count_writes,
         conditions,
+        empty_ranges,
         all_or_nothing,
         otherwise_is_carried_out,
         reads_see_the_time_before,
@@ -80,6 +81,35 @@ async fn conditions(run: Run) {
     let both = all[..2].to_vec();
     assert!(!run.txn(Txn { compare: all, ..Txn::default() }).await.succeeded);
     assert!(run.txn(Txn { compare: both, ..Txn::default() }).await.succeeded);
+}
+
+async fn empty_ranges(run: Run) {
+    run.put("b/1", "").await;
+    let vacant = |prefix: &str| Compare::vacant(&run.key(prefix));
+    let within = |start: &str, end: &str| Compare::Vacant { range: run.key(start)..run.key(end) };
+    for (compare, holds) in [
+        (vacant("a/"), true),
+        (vacant("b/"), false),
+        (vacant("b/1"), false),
+        (vacant("b/2"), true),
+        (within("a", "b/1"), true),
+        (within("a", "b/2"), false),
+        (within("b/1", "b/2"), false),
+        (within("b/2", "c"), true),
+    ] {
+        let txn = Txn { compare: vec![compare.clone()], ..Txn::default() };
+        assert_eq!(run.txn(txn).await.succeeded, holds, "{compare:?}");
+    }
+    // What is gone is not there.
+    run.delete("b/1").await;
+    let there = || Txn { compare: vec![vacant("b/")], ..Txn::default() };
+    assert!(run.txn(there()).await.succeeded);
+    run.put("b/1", "").await;
+    assert!(!run.txn(there()).await.succeeded);
+    for range in [run.key("b")..run.key("b"), run.key("c")..run.key("b"), run.key("b")..Bytes::new()] {
+        let txn = Txn { compare: vec![Compare::Vacant { range }], ..Txn::default() };
+        assert!(matches!(run.subject.store.txn(txn).await, Err(MetaError::Refused(_))));
+    }
 }
 
 async fn all_or_nothing(run: Run) {

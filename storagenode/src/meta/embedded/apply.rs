@@ -114,6 +114,9 @@ impl<'txn> Tables<'txn> {
         let (key, revision, value) = match compare {
             Compare::ModRevision { key, equals } => (key, Some(*equals), None),
             Compare::Value { key, equals } => (key, None, Some(equals)),
+            Compare::Vacant { range } => {
+                return Ok(self.keys.range(&range.start[..]..&range.end[..])?.next().transpose()?.is_none());
+            }
         };
         let stored = self.keys.get(&key[..])?;
         let record = stored.as_ref().map(|stored| decode(key, stored.value())).transpose()?;

@@ -59,6 +59,11 @@ impl Prefix {
             Compare::Value { key, equals } => {
                 EtcdCompare::value(self.key(key), CompareOp::Equal, equals.to_vec())
             }
+            // It holds if it does for every key of the range; for a range without any, if it does for one that was never there.
+            Compare::Vacant { range } => {
+                EtcdCompare::create_revision(self.key(&range.start), CompareOp::Equal, 0)
+                    .with_range(self.key(&range.end))
+            }
         }
     }
 

@@ -16,7 +16,7 @@ use crate::{
     chunks::Scope,
     cluster::{ClusterState, NodeInfo, coordinate::Term},
     meta::{
-        Freshness, KeyValue, MetaError, Op, SharedMeta, Txn,
+        KeyValue, MetaError, Op, SharedMeta, Txn,
         keys::{
             self,
             collect::CollectRecord,
@@ -157,13 +157,13 @@ impl Truth {
         Ok(volumes)
     }
 
-    /// Every entry under a prefix, page by page. A read that is a little behind does no harm here.
+    /// Every entry under a prefix, at one revision if the store keeps it. One that is a little behind does no harm here.
     async fn each(
         &self,
         prefix: &'static [u8],
         take: impl FnMut(&KeyValue) -> Result<(), MetaError>,
     ) -> Result<(), MetaError> {
-        records::each(&*self.meta, prefix, Freshness::Stale, take).await
+        records::each_at_one_revision(&*self.meta, prefix, take).await
     }
 
     /// Looks for every chunk of some groups, one by one.
