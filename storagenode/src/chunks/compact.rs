@@ -35,12 +35,12 @@ use super::{
     group::{Command, CopiedRecord, Copy, MARK_BYTES},
     hole::hole,
     index::{Entry, Known, Place},
-    read::{RecordFault, read_chunk, verify_bodies, verify_on_device},
+    read::{RecordFault, read_chunk, verify_bodies, verify_chunk},
     recover::read_through,
     removed,
     scan::Found,
     segment::{Ended, short_hash},
-    store::{ChunkStore, Inner, record_length},
+    store::{ChunkStore, Inner},
 };
 
 /// Copied at once: bounds memory, but for a single chunk that is longer.
@@ -324,11 +324,8 @@ impl ChunkStore {
             _ => return Ok(()),
         };
         let inner = self.inner.clone();
-        let read = move || {
-            let length = record_length(entry.plain_length);
-            let _ = inner.table.file(slot).and_then(|file| file.forget_cached(offset, length));
-            read_chunk(&inner.table, id, &entry, false, 0..u32::MAX)
-        };
+        // Its segment was read from the device just before.
+        let read = move || read_chunk(&inner.table, id, &entry, false, 0..u32::MAX);
         let frames = match self.inner.env.blocking(read).await {
             Ok((_, frames)) => frames,
             Err(fault) => return Err(self.found_bad(id, &entry, fault)),
@@ -367,7 +364,7 @@ impl ChunkStore {
         let others: Vec<_> = others.into_iter().map(|(number, body)| (places[number], body)).collect();
         let (inner, segment) = (self.inner.clone(), places.first().map(|place| place.slot));
         let verify_others = move || {
-            // Linux caches a file in pieces of up to 2 MiB and drops only whole ones: a record's range alone would leave it cached.
+            // All of it: the chunks' copies are read after that, too.
             if let Some(slot) = segment {
                 inner.table.file(slot)?.forget_cached(0, u64::MAX / 2)?;
             }
@@ -380,7 +377,7 @@ impl ChunkStore {
         for Moving { id, from, record } in moving {
             let to = Entry { place: places[record], ..from };
             let inner = self.inner.clone();
-            let verified = self.inner.env.blocking(move || verify_on_device(&inner.table, id, &to)).await;
+            let verified = self.inner.env.blocking(move || verify_chunk(&inner.table, id, &to)).await;
             if let Err(fault) = verified {
                 self.inner.reject_copy(id, &to);
                 unsound = Some(format!("the copy of chunk {id} is not sound: {fault}"));

@@ -7,8 +7,8 @@ use cairn_placement::ChunkId;
 use super::{
     FolderGone,
     identity::lock_path,
-    index::{Entry, Known},
-    read::{RecordFault, verify_on_device},
+    index::Known,
+    read::{RecordFault, verify_chunk, verify_on_device},
     store::{ChunkStore, record_length},
 };
 use crate::env::OpenMode;
@@ -65,7 +65,8 @@ impl ChunkStore {
         self.inner.table.slot_count()
     }
 
-    /// The chunks whose records are in a segment, in the order in which they lie.
+    /// The chunks whose records are in a segment, in the order in which they lie. What is cached of it is forgotten: whoever
+    /// [checks](Self::check) them one after the other reads the device.
     pub async fn chunks_of_segment(&self, slot: u32) -> Vec<ChunkId> {
         let (mut found, mut after) = (Vec::new(), None);
         loop {
@@ -78,13 +79,20 @@ impl ChunkStore {
             tokio::task::yield_now().await;
         }
         found.sort_by_key(|(_, entry)| entry.place.offset());
+        let inner = self.inner.clone();
+        let forget = move || inner.table.file(slot).and_then(|file| file.forget_cached(0, u64::MAX / 2));
+        if let (false, Err(error)) = (found.is_empty(), self.inner.env.blocking(forget).await) {
+            tracing::warn!(segment = %self.inner.table.id(slot), %error, "read again from the cache, not from the device");
+        }
         found.into_iter().map(|(id, _)| id).collect()
     }
 
-    /// Reads a chunk from the device; one that is damaged is set apart, as if somebody had wanted it. `None` if it is not here.
+    /// Reads a chunk again; one that is damaged is set apart, as if somebody had wanted it. `None` if it is not here.
     pub async fn check(&self, id: ChunkId) -> Option<Checked> {
         let Some(Known::Present(entry)) = self.inner.index.read().get(id) else { return None };
-        let state = match self.verify(id, entry).await {
+        let inner = self.inner.clone();
+        let read = self.inner.env.blocking(move || verify_chunk(&inner.table, id, &entry)).await;
+        let state = match read {
             Ok(()) => ChunkState::Whole,
             Err(RecordFault::Disk(error)) => {
                 tracing::warn!(chunk = %id, %error, "could not read a chunk again");
@@ -103,11 +111,8 @@ impl ChunkStore {
     /// again.
     pub async fn recheck(&self, id: ChunkId) -> bool {
         let Some(Known::Damaged(entry)) = self.inner.index.read().get(id) else { return false };
-        self.verify(id, entry).await.is_ok() && self.inner.index.write().restore(id, entry.place)
-    }
-
-    async fn verify(&self, id: ChunkId, entry: Entry) -> Result<(), RecordFault> {
         let inner = self.inner.clone();
-        self.inner.env.blocking(move || verify_on_device(&inner.table, id, &entry)).await
+        let read = self.inner.env.blocking(move || verify_on_device(&inner.table, id, &entry)).await;
+        read.is_ok() && self.inner.index.write().restore(id, entry.place)
     }
 }

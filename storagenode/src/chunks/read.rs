@@ -109,15 +109,20 @@ fn verify_frames(file: &dyn DiskFile, header: &ChunkHeader, offset: u64) -> Resu
     header.check_frames(0, &frames).map_err(|error| corrupt(error.to_string()))
 }
 
-/// Reads a whole record from the device, not from the page cache, and verifies it. Blocks.
+/// Reads a whole record from the device, not from the page cache, and verifies it. What is cached around it goes as well: where many are
+/// read, their file is forgotten first, and then [`verify_chunk`] does. Blocks.
 pub fn verify_on_device(table: &SegmentTable, id: ChunkId, entry: &Entry) -> Result<(), RecordFault> {
+    let (file, offset) = (table.file(entry.place.slot)?, entry.place.offset());
+    let sealed_bytes = sealed_offset(entry.plain_length, frame_count(entry.plain_length));
+    file.forget_cached(offset, record_header_length(entry.plain_length) + sealed_bytes)?;
+    verify_chunk(table, id, entry)
+}
+
+/// Reads a whole record, as it may be cached, and verifies it. Blocks.
+pub fn verify_chunk(table: &SegmentTable, id: ChunkId, entry: &Entry) -> Result<(), RecordFault> {
     let file = table.file(entry.place.slot)?;
-    let position = table.position(entry.place);
-    let header_length = record_header_length(entry.plain_length);
-    let length = header_length + sealed_offset(entry.plain_length, frame_count(entry.plain_length));
-    file.forget_cached(position.offset, length)?;
     let (header, _) = read_header(table, id, entry, false)?;
-    verify_frames(&*file, &header, position.offset + header_length)
+    verify_frames(&*file, &header, entry.place.offset() + record_header_length(entry.plain_length))
 }
 
 /// Reads records without content, all of one segment, and compares them. Blocks.

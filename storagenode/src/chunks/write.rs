@@ -24,7 +24,7 @@ use super::{
     hole::{Hole, hole},
     index::{Entry, Known, Place},
     layout::Layout,
-    read::{RecordFault, verify_on_device},
+    read::{RecordFault, verify_chunk},
     segment::{FIRST_RECORD, NewSegment},
     store::Inner,
 };
@@ -368,9 +368,14 @@ impl Writer {
     /// Reads every chunk of a segment again, from the device; what is not there leaves the inventory.
     async fn check_segment(&mut self, slot: u32) {
         let (chunks, _) = self.store.index.read().in_segment(slot, None, usize::MAX);
+        let store = self.store.clone();
+        let forget = move || store.table.file(slot).and_then(|file| file.forget_cached(0, u64::MAX / 2));
+        if let Err(error) = self.store.env.blocking(forget).await {
+            tracing::error!(segment = %self.store.table.id(slot), %error, "what was written to it before may be read from the cache");
+        }
         for (id, entry) in chunks {
             let store = self.store.clone();
-            let result = self.store.env.blocking(move || verify_on_device(&store.table, id, &entry)).await;
+            let result = self.store.env.blocking(move || verify_chunk(&store.table, id, &entry)).await;
             if let Err(fault) = result {
                 self.lose(id, &entry, &fault);
             }

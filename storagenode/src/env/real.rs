@@ -210,10 +210,14 @@ impl DiskFile for RealFile {
     }
 
     fn forget_cached(&self, offset: u64, length: u64) -> io::Result<()> {
+        let start = offset / LARGEST_FOLIO_BYTES * LARGEST_FOLIO_BYTES;
+        let end = offset.saturating_add(length).checked_next_multiple_of(LARGEST_FOLIO_BYTES);
+        // Without a length, to the file's end.
+        let length = end.filter(|end| *end <= i64::MAX as u64).map_or(0, |end| end - start);
         let advice = libc::POSIX_FADV_DONTNEED;
         // SAFETY: as above; the call returns its error number.
         match unsafe {
-            libc::posix_fadvise(self.0.as_raw_fd(), offset as libc::off_t, length as libc::off_t, advice)
+            libc::posix_fadvise(self.0.as_raw_fd(), start as libc::off_t, length as libc::off_t, advice)
         } {
             0 => Ok(()),
             number => Err(io::Error::from_raw_os_error(number)),
@@ -227,6 +231,9 @@ impl DiskFile for RealFile {
         })
     }
 }
+
+/// Linux caches a file in pieces of up to this size, which lie at multiples of it, and drops only whole ones.
+const LARGEST_FOLIO_BYTES: u64 = 2 << 20;
 
 fn check(result: libc::c_int) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
@@ -269,6 +276,54 @@ mod tests {
             file.read_at(&mut [0; 8], file.size().unwrap()).unwrap_err().kind(),
             io::ErrorKind::UnexpectedEof
         );
+    }
+
+    /// Whether the page with this offset is in the page cache.
+    fn is_cached(file: &fs::File, offset: usize) -> bool {
+        const PAGE: usize = 4096;
+        let mut resident = 0u8;
+        // SAFETY: the mapping is of one page, is not read, and ends here; mincore writes one byte for that page.
+        unsafe {
+            let (protection, flags) = (libc::PROT_READ, libc::MAP_SHARED);
+            let at = libc::mmap(
+                std::ptr::null_mut(),
+                PAGE,
+                protection,
+                flags,
+                file.as_raw_fd(),
+                offset as libc::off_t,
+            );
+            assert_ne!(at, libc::MAP_FAILED);
+            assert_eq!(libc::mincore(at, PAGE, &raw mut resident), 0);
+            libc::munmap(at, PAGE);
+        }
+        resident & 1 == 1
+    }
+
+    /// However large the pieces are in which the system caches a file.
+    #[test]
+    fn what_is_forgotten_is_not_cached() {
+        // Beside this program: a file system in memory has nothing but the cache.
+        let program = std::env::current_exe().unwrap();
+        let folder = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
+        let path = folder.path().join("f");
+        let file = RealDisk.open(&path, OpenMode::CreateNew).unwrap();
+        for part in 0..4 {
+            file.write_at(&[io::IoSlice::new(&vec![7; 2 << 20])], part * (2 << 20)).unwrap();
+        }
+        file.sync_all().unwrap();
+        let plain = fs::File::open(&path).unwrap();
+        for (offset, length) in [(5_000, 1_000), (3 << 20, 4_096), ((4 << 20) - 10, 20), (8 << 20, 0)] {
+            file.read_at(&mut vec![0; 8 << 20], 0).unwrap();
+            file.forget_cached(offset, length).unwrap();
+            for page in (offset / 4096..(offset + length).div_ceil(4096)).map(|page| page as usize * 4096) {
+                assert!(!is_cached(&plain, page), "{offset} {length}");
+            }
+        }
+        file.read_at(&mut vec![0; 8 << 20], 0).unwrap();
+        assert!(is_cached(&plain, 1 << 20));
+        file.forget_cached(0, u64::MAX / 2).unwrap();
+        assert!((0..8 << 20).step_by(4096).all(|page| !is_cached(&plain, page)));
     }
 
     #[test]
