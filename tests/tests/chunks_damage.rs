@@ -2,7 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
-use cairn_node::chunks::{ChunkStore, Presence, Purpose, PutError, PutOutcome, ReadError};
+use cairn_node::chunks::{ChunkState, ChunkStore, Presence, Purpose, PutError, PutOutcome, ReadError};
 use cairn_node::env::{Disk as _, OpenMode};
 use cairn_node::workers::scrub::Scrub;
 use cairn_tests::sim::{
@@ -247,6 +247,46 @@ fn a_scrub_finds_what_nobody_reads() {
         assert!(store.damaged(None, 9).iter().all(|chunk| [id(21), id(32)].contains(&chunk.id)));
         stop.cancel();
         running.await.unwrap();
+    });
+}
+
+/// A chunk of which a byte is wrong on the medium, and right in the cache.
+async fn put_spoiled(disk: &SimDisk, store: &ChunkStore, number: u32) {
+    disk.spoil_next_write(".seg", 70_000);
+    assert_eq!(store.put(chunk(number), Purpose::Write).await, Ok(PutOutcome::Stored));
+    assert_eq!(is_whole(store, number).await, Ok(true), "it is read from the cache");
+}
+
+/// What the cache has is no proof that the disk has it.
+#[test]
+fn a_scrub_reads_the_device() {
+    let disk = SimDisk::new(64 << 20);
+    in_store(&disk, async |store| {
+        put_spoiled(&disk, &store, 10).await;
+        assert_eq!(store.chunks_of_segment(0).await, [id(10)]);
+        assert_eq!(store.check(id(10)).await.unwrap().state, ChunkState::Damaged);
+        assert_eq!(store.contains(id(10)), Presence::Absent);
+    });
+}
+
+/// A sync that failed says nothing of what the ones before it have done: the cache may hold what never arrived.
+#[test]
+fn after_a_failed_sync_the_device_is_asked_what_it_has() {
+    let disk = SimDisk::new(64 << 20);
+    in_store(&disk, async |store| {
+        put_spoiled(&disk, &store, 10).await;
+        store.put(chunk(2), Purpose::Write).await.unwrap();
+        disk.fail_once(Operation::Sync, ".seg");
+        assert!(store.put(chunk(13), Purpose::Write).await.is_err());
+        // The sender is told first.
+        for _ in 0..10_000 {
+            if store.contains(id(10)) == Presence::Absent {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        let held = [10, 2, 13].map(|n| store.contains(id(n)));
+        assert_eq!(held, [Presence::Absent, Presence::Present, Presence::Absent]);
     });
 }
 
