@@ -332,3 +332,29 @@ fn a_volume_that_is_deleted_if_empty_takes_no_file_along() {
     let error = runtime().block_on(an_upload_behind_the_look(Plant::FilesNotCompared)).unwrap_err();
     assert!(error.contains("Ok"), "{error}");
 }
+
+/// A bit of a file's record in the metadata store is wrong: it is refused and named, and the next upload puts it right.
+#[test]
+fn a_damaged_record_is_named_and_can_be_replaced() {
+    runtime().block_on(async {
+        let cluster = cluster(Plant::None).await;
+        let (files, meta) = (cluster.files(0).unwrap(), cluster.meta());
+        let entry = meta.range(RangeRead::prefix(keys::file::PREFIX)).await.unwrap().entries.remove(0);
+        assert_eq!(entry.value[0], keys::file::NEWEST);
+        let mut value = entry.value.to_vec();
+        // Of its time.
+        value[40] ^= 1;
+        meta.txn(Txn { then: vec![Op::put(entry.key, value)], ..Txn::default() }).await.unwrap();
+        let refused = files.download(&volume(), &path(), ReadSpec::default()).await.map(drop);
+        assert!(refused.as_ref().is_err_and(|error| error.to_string().contains("long")), "{refused:?}");
+        let listed = files.stat(&volume(), &path(), None).await;
+        assert!(listed.is_err(), "{listed:?}");
+        upload(&files).await;
+        let mut download = files.download(&volume(), &path(), ReadSpec::default()).await.unwrap();
+        let mut bytes = Vec::new();
+        while let Some(piece) = download.content.next().await {
+            bytes.extend_from_slice(&piece.unwrap());
+        }
+        assert!(bytes == content(CHUNKS));
+    });
+}

@@ -117,6 +117,7 @@ impl Site {
             registered: 0,
             address: Some(live.address),
             version: live.version,
+            file_format: node.file_format,
         }
     }
 
@@ -302,6 +303,7 @@ async fn requests_for_another_disk_are_refused() {
         registered: 0,
         address: Some(address),
         version: String::new(),
+        file_format: keys::file::NEWEST,
     };
     let limit = Duration::from_secs(5);
     let id = ChunkId { generation: Generation([1; 16]), index: 0 };

@@ -168,7 +168,8 @@ async fn renamed_during_scans(plant: Plant) -> Result<(), String> {
         extents,
     };
     for from in (0..1_500).step_by(100) {
-        let put = |n: u32| Op::put(keys::file::key(VOLUME, &format!("m{n:04}")), record.encode());
+        let put =
+            |n: u32| Op::put(keys::file::key(VOLUME, &format!("m{n:04}")), record.encode(keys::file::NEWEST));
         let then = (from..from + 100).map(put).collect();
         cluster.meta().txn(Txn { compare: vec![], then, otherwise: vec![] }).await.unwrap();
     }

@@ -227,6 +227,7 @@ mod tests {
                 registered: 0,
                 address: live.then(|| "h:1".into()),
                 version: String::new(),
+                file_format: crate::meta::keys::file::NEWEST,
             };
             (info.id, info)
         };

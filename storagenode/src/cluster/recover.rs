@@ -139,6 +139,7 @@ mod tests {
             boot: 1,
             retired: vec![],
             capacity_bytes: 1,
+            file_format: keys::file::NEWEST,
         };
         entry(keys::node::key(name), keys::to_json(&record))
     }

@@ -243,6 +243,7 @@ fn new_record(id: u16, me: &Registration) -> NodeRecord {
         boot: me.boot,
         retired: vec![],
         capacity_bytes: me.capacity_bytes,
+        file_format: keys::file::NEWEST,
     }
 }
 

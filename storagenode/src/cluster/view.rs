@@ -40,6 +40,8 @@ pub struct NodeInfo {
     /// Where its gRPC services are, while its lease lives.
     pub address: Option<String>,
     pub version: String,
+    /// The newest version of file records that it reads.
+    pub file_format: u8,
 }
 
 impl NodeInfo {
@@ -86,6 +88,13 @@ pub struct ClusterState {
 }
 
 impl ClusterState {
+    /// The version of file records that every node reads which is there, or may come back.
+    pub fn file_format(&self) -> u8 {
+        let placed = |id: &NodeId| self.map.as_ref().is_some_and(|map| map.nodes.contains_key(id));
+        let counts = self.nodes.values().filter(|node| node.is_live() || placed(&node.id));
+        counts.map(|node| node.file_format).min().unwrap_or(keys::file::V1)
+    }
+
     pub fn node_by_name(&self, name: &str) -> Option<&NodeInfo> {
         self.nodes.values().find(|node| node.name == name)
     }
@@ -377,6 +386,7 @@ impl Mirror {
                 zone: record.zone,
                 incarnation: Incarnation(record.incarnation),
                 capacity_bytes: record.capacity_bytes,
+                file_format: record.file_format,
                 registered: entry.mod_revision,
                 version: live.as_ref().map_or_else(String::new, |live| live.version.clone()),
                 address: live.map(|live| live.address),
@@ -407,6 +417,7 @@ mod tests {
             registered: 5,
             address: (!down.contains(&id)).then(|| "h:1".into()),
             version: String::new(),
+            file_format: crate::meta::keys::file::NEWEST,
         };
         let mut state = ClusterState {
             revision: 20,
@@ -438,6 +449,23 @@ mod tests {
     fn starts(node: &mut NodeInfo) {
         node.address = Some("h:1".into());
         node.registered = 15;
+    }
+
+    /// A node that registered with an earlier version, and may come back with it, could not read what it does not know.
+    #[test]
+    fn records_are_written_as_every_node_reads_them() {
+        use keys::file::{NEWEST, V1};
+        let mut state = compared(&[3], &[]);
+        assert_eq!(state.file_format(), NEWEST);
+        state.nodes.get_mut(&NodeId(3)).unwrap().file_format = V1;
+        assert_eq!(state.file_format(), V1, "it is away, and has its place");
+        state.map =
+            Some(Arc::new(ClusterMap { nodes: BTreeMap::new(), ..(**state.map.as_ref().unwrap()).clone() }));
+        assert_eq!(state.file_format(), NEWEST, "it is gone for ever");
+        assert_eq!(ClusterState::default().file_format(), V1, "nothing is known");
+        let old = r#"{"id":1,"zone":"a","incarnation":"00000000000000000000000000000000","boot":1,"capacity_bytes":1}"#;
+        let old: keys::node::NodeRecord = serde_json::from_str(old).unwrap();
+        assert_eq!(old.file_format, V1);
     }
 
     #[test]

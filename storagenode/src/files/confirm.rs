@@ -307,6 +307,7 @@ mod tests {
             registered: *registered,
             address: None,
             version: String::new(),
+            file_format: crate::meta::keys::file::NEWEST,
         };
         Arc::new(ClusterState {
             map: Some(Arc::new(map.clone())),

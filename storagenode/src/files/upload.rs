@@ -24,7 +24,7 @@ use crate::{
     chunks::{self, GenerationKey, Tombstone},
     cluster::ClusterState,
     meta::{
-        Compare, KeyValue, Op,
+        Compare, KeyValue, MetaError, Op,
         keys::{
             self,
             collect::CollectRecord,
@@ -138,8 +138,8 @@ impl Gateway {
             // Who has gone may have stored something newer by now; what was sent before is seen through.
             let confirmed = caller_gone.run_until_cancelled(upload.confirm(deadline)).await;
             confirmed.unwrap_or_else(|| Err(gone()))?;
-            let old = present.as_ref().map(FileRecord::decode).transpose()?;
-            let mut then = vec![Op::put(file_key.clone(), record.encode())];
+            let old = replaced(spec.condition, present.as_ref())?;
+            let mut then = vec![Op::put(file_key.clone(), record.encode(self.view.current().file_format()))];
             if let Some(old) = &old {
                 then.extend(collect_ops(volume, old, self.view.current().tick));
             }
@@ -392,12 +392,27 @@ pub(super) fn collect_ops(volume: &OpenVolume, old: &FileRecord, tick: u64) -> V
     old.extents.iter().filter(|extent| extent.length_bytes > 0).map(entry).collect()
 }
 
+/// What an upload replaces. Of a damaged record nothing is known: its chunks are the sweep's.
+fn replaced(condition: Condition, present: Option<&KeyValue>) -> Result<Option<FileRecord>, FileError> {
+    match present.map(FileRecord::decode).transpose() {
+        Err(MetaError::Damaged(reason)) if condition == Condition::Always => {
+            tracing::warn!(reason, "a damaged record is replaced");
+            Ok(None)
+        }
+        old => Ok(old?),
+    }
+}
+
 /// Whether the caller's condition holds of the record that is there.
 pub(super) fn holds(
     condition: Condition,
     present: Option<&KeyValue>,
     path: &FilePath,
 ) -> Result<(), FileError> {
+    if condition == Condition::Always {
+        // Also if what is there cannot be read: that is how it is put right.
+        return Ok(());
+    }
     let generation = present.map(FileRecord::decode).transpose()?.map(|record| record.generation());
     let refuse = |what: String| Err(FileError::PreconditionFailed(format!("{path:?} {what}")));
     match (condition, generation) {
@@ -465,6 +480,7 @@ mod tests {
             registered: 0,
             address: None,
             version: String::new(),
+            file_format: crate::meta::keys::file::NEWEST,
         };
         let nodes: Vec<_> = capacities.iter().enumerate().map(node).collect();
         let member = |node: &NodeInfo| MemberNode {

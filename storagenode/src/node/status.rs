@@ -315,6 +315,7 @@ mod tests {
             registered: 5,
             address: Some("h:1".into()),
             version: String::new(),
+            file_format: crate::meta::keys::file::NEWEST,
         };
         let groups: Vec<u32> = (0..map.pg_count()).collect();
         let settled = proto::SettledResponse {

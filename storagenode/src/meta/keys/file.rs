@@ -1,10 +1,10 @@
 //! `file/<volume id, 8 hexadecimal digits>/<path>` → [`FileRecord`].
 //!
-//! # Record (v1)
+//! # Record (v2)
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 1 | version `1` |
+//! | 1 | version `2` |
 //! | varint | chunk size in units of 64 KiB |
 //! | 1 | copies of each chunk |
 //! | 32 | BLAKE3 of the content |
@@ -12,8 +12,12 @@
 //! | 1 + n | content type |
 //! | varint | number of extents |
 //! | 16 + varint each | extent: generation, length |
+//! | 4 | CRC-32C of all before it, little-endian |
 //!
-//! Varints are LEB128. The first extent's generation is the file's. About 75 bytes, whatever the size of the file.
+//! Varints are LEB128. The first extent's generation is the file's. About 80 bytes, whatever the size of the file.
+//!
+//! Version 1 is the same without the checksum. It is read, and it is written as long as a node of the cluster knows no other: each
+//! registers with the newest that it reads ([`super::node::NodeRecord::file_format`]).
 
 use bytes::Bytes;
 use cairn_placement::{Generation, VolumeId};
@@ -21,7 +25,12 @@ use cairn_placement::{Generation, VolumeId};
 use crate::meta::{KeyValue, MetaError};
 
 pub const PREFIX: &[u8] = b"file/";
-const VERSION: u8 = 1;
+/// The versions of a record.
+pub const V1: u8 = 1;
+pub const V2: u8 = 2;
+/// The newest that this program reads and writes.
+pub const NEWEST: u8 = V2;
+const CHECKSUM_BYTES: usize = 4;
 const CHUNK_UNIT: u32 = 65_536;
 /// Far above what any writer makes; bounds what a damaged record can cost.
 const MAX_EXTENTS: u64 = 10_000;
@@ -54,8 +63,10 @@ impl FileRecord {
         self.extents.iter().map(|extent| extent.length_bytes).sum()
     }
 
-    pub fn encode(&self) -> Bytes {
-        let mut out = vec![VERSION];
+    /// The record in a version that every node of the cluster reads.
+    pub fn encode(&self, version: u8) -> Bytes {
+        let version = version.clamp(V1, NEWEST);
+        let mut out = vec![version];
         put_varint(&mut out, u64::from(self.chunk_size_bytes / CHUNK_UNIT));
         out.push(self.copies);
         out.extend_from_slice(&self.blake3);
@@ -67,17 +78,29 @@ impl FileRecord {
             out.extend_from_slice(&extent.generation.0);
             put_varint(&mut out, extent.length_bytes);
         }
+        if version >= V2 {
+            let checksum = crc_fast::crc32_iscsi(&out);
+            out.extend_from_slice(&checksum.to_le_bytes());
+        }
         out.into()
     }
 
     pub fn decode(entry: &KeyValue) -> Result<Self, MetaError> {
         let damaged = || MetaError::Damaged(format!("{} holds no file record", super::name(&entry.key)));
-        match entry.value.first() {
-            Some(&VERSION) => parse(&entry.value[1..]).ok_or_else(damaged),
-            Some(version) => Err(super::newer(&entry.key, *version)),
-            None => Err(damaged()),
-        }
+        let content = match entry.value.first() {
+            Some(&V1) => Some(&entry.value[1..]),
+            Some(&V2) => checked(&entry.value),
+            Some(version) => return Err(super::newer(&entry.key, *version)),
+            None => None,
+        };
+        content.and_then(parse).ok_or_else(damaged)
     }
+}
+
+/// What is between a record's version and its checksum, if that is right.
+fn checked(record: &[u8]) -> Option<&[u8]> {
+    let (content, checksum) = record.split_last_chunk::<CHECKSUM_BYTES>()?;
+    (crc_fast::crc32_iscsi(content) == u32::from_le_bytes(*checksum)).then(|| content.get(1..))?
 }
 
 fn parse(mut rest: &[u8]) -> Option<FileRecord> {
@@ -178,13 +201,27 @@ mod tests {
             let record = FileRecord {
                 chunk_size_bytes: units * CHUNK_UNIT, copies, blake3, modified_unix_ms: modified, content_type, extents,
             };
-            prop_assert_eq!(FileRecord::decode(&entry(record.encode())), Ok(record));
+            for version in [V1, V2] {
+                prop_assert_eq!(FileRecord::decode(&entry(record.encode(version))), Ok(record.clone()));
+            }
+            // One bit, anywhere: the record is refused, and its file named.
+            let mut bytes = record.encode(V2).to_vec();
+            for bit in 0..bytes.len() * 8 {
+                bytes[bit / 8] ^= 1 << (bit % 8);
+                let error = FileRecord::decode(&entry(bytes.clone().into())).unwrap_err().to_string();
+                prop_assert!(error.contains("a/b"), "{}: {}", bit, error);
+                bytes[bit / 8] ^= 1 << (bit % 8);
+            }
         }
 
         #[test]
         fn damaged_records_never_panic(mut bytes in vec(any::<u8>(), 0..120)) {
             let _ = FileRecord::decode(&entry(bytes.clone().into()));
-            bytes.insert(0, VERSION);
+            bytes.insert(0, V1);
+            let _ = FileRecord::decode(&entry(bytes.clone().into()));
+            bytes[0] = V2;
+            let checksum = crc_fast::crc32_iscsi(&bytes);
+            bytes.extend_from_slice(&checksum.to_le_bytes());
             let _ = FileRecord::decode(&entry(bytes.into()));
         }
     }
@@ -203,7 +240,8 @@ mod tests {
         };
         // However many chunks it has: one, a thousand, a million.
         for length_bytes in [1, 4 << 30, 4 << 40] {
-            let entry = KeyValue { key: key(VolumeId(7), USUAL), ..entry(record(length_bytes).encode()) };
+            let entry =
+                KeyValue { key: key(VolumeId(7), USUAL), ..entry(record(length_bytes).encode(NEWEST)) };
             let bytes = entry.key.len() + entry.value.len();
             assert!(bytes <= 200, "{bytes} bytes, of which the path takes {}", USUAL.len());
             assert_eq!(path(&entry), Ok(USUAL));

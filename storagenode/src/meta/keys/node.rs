@@ -21,6 +21,13 @@ pub struct NodeRecord {
     #[serde(default)]
     pub retired: Vec<String>,
     pub capacity_bytes: u64,
+    /// The newest version of file records that it reads. Nodes that do not say so read the first.
+    #[serde(default = "first_file_format")]
+    pub file_format: u8,
+}
+
+fn first_file_format() -> u8 {
+    super::file::V1
 }
 
 /// Former disks that are remembered for each node.
