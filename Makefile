@@ -17,7 +17,7 @@ help:
 	@echo 'make kube     the same on a real Kubernetes with three kubelets on this machine (as root)'
 	@echo 'make bench    how fast a cluster is on this machine, beside what the machine can do; ARGS=--help says more'
 	@echo 'make test     everything, in stages; ends with what passed, failed and was skipped'
-	@echo 'make soak     200 rounds of kill -9 under load, and 20,000 simulated histories: about three hours'
+	@echo 'make soak     200 rounds of kill -9 on each store, and 20,000 simulated histories: about three hours'
 	@echo 'make mutants  plant known bugs one by one in a copy, and see the simulator find each: about an hour; ONLY=name for one'
 	@echo 'make quick    formatting, unit tests and the rules of the repository: a few minutes at most'
 	@echo 'make lint     rustfmt and clippy'

@@ -25,7 +25,7 @@ use cairn_tests::{
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
 /// Rounds on each store in `make test`.
-const ROUNDS: u64 = 20;
+const ROUNDS: u64 = 40;
 const WRITERS: u64 = 4;
 const FILES_EACH: u64 = 6;
 /// How long a node is left alone before it is killed.
