@@ -358,3 +358,29 @@ fn a_damaged_record_is_named_and_can_be_replaced() {
         assert!(bytes == content(CHUNKS));
     });
 }
+
+/// As long as a node is there, or may come back, that knows only the first version of records, nothing else is written.
+#[test]
+fn records_are_written_as_the_oldest_node_reads_them() {
+    runtime().block_on(async {
+        let cluster = cluster(Plant::None).await;
+        let (files, meta) = (cluster.files(0).unwrap(), cluster.meta());
+        let written = async || {
+            upload(&files).await;
+            meta.range(RangeRead::prefix(keys::file::PREFIX)).await.unwrap().entries.remove(0).value[0]
+        };
+        assert_eq!(written().await, keys::file::NEWEST);
+        // One of them, as a node of an earlier version registers.
+        let nodes = RangeRead::prefix(keys::node::NODE_PREFIX);
+        let entry = meta.range(nodes).await.unwrap().entries.pop().expect("it is registered");
+        let newest: keys::node::NodeRecord = keys::from_json(&entry).unwrap();
+        let old = keys::node::NodeRecord { file_format: keys::file::V1, ..newest };
+        meta.txn(Txn { then: vec![Op::put(entry.key, keys::to_json(&old))], ..Txn::default() })
+            .await
+            .unwrap();
+        cluster.clock.sleep(Duration::from_secs(5)).await;
+        assert_eq!(written().await, keys::file::V1);
+        let stat = files.stat(&volume(), &path(), None).await;
+        assert!(stat.is_ok(), "{stat:?}");
+    });
+}

@@ -38,7 +38,7 @@ pub async fn each_at_one_revision(
             page => page?,
         };
         // A member that is behind the one that gave the first page cannot give the next one.
-        (read.at, read.freshness) = (Some(page.revision), Freshness::Linearizable);
+        (read.at, read.freshness) = (read.at.or(Some(page.revision)), Freshness::Linearizable);
         match take_page(&page, &mut take)? {
             Some(next) => read.start = next,
             None => return Ok(()),

@@ -86,7 +86,12 @@ impl FileRecord {
     }
 
     pub fn decode(entry: &KeyValue) -> Result<Self, MetaError> {
-        let damaged = || MetaError::Damaged(format!("{} holds no file record", super::name(&entry.key)));
+        let damaged = || {
+            let name = super::name(&entry.key);
+            MetaError::Damaged(format!(
+                "{name} holds no file record; uploading the file again, without a condition, replaces it"
+            ))
+        };
         let content = match entry.value.first() {
             Some(&V1) => Some(&entry.value[1..]),
             Some(&V2) => checked(&entry.value),
